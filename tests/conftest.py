@@ -1,0 +1,20 @@
+"""Strict JAX for every test: 8 emulated CPU devices, no implicit transfers, no silent rank promotion."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Grain's workers read absl flags, which nothing parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def no_implicit_transfers():
+    with jax.transfer_guard("disallow"):
+        yield
