@@ -1,0 +1,164 @@
+"""Decoder-only transformer language model: RMSNorm before each layer, RoPE, grouped-query attention, GELU or SwiGLU.
+
+Vaswani et al. 2017 (arXiv 1706.03762) with the changes of LLaMA (Touvron et al. 2023, arXiv 2302.13971).
+"""
+
+import dataclasses
+
+import jax
+from flax import linen as nn
+from jax import Array, numpy as jnp
+
+from deeplearn.config import ConfigError, nearest
+from deeplearn.families.family import Aux, Batch, Objective, Variables
+from deeplearn.layers import mlp
+from deeplearn.layers.attention import Attention
+from deeplearn.layers.dense import Dense
+from deeplearn.layers.embed import Embed
+from deeplearn.layers.losses import cross_entropy
+from deeplearn.layers.norm import RMSNorm
+
+UNIT = "nats/token"
+SIZES = (16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """mlp_width 0 means 4 width for "gelu" and 8/3 width for "swiglu", in multiples of 8."""
+
+    vocab: int = 256
+    seq_len: int = 128
+    width: int = 64
+    depth: int = 4
+    heads: int = 2
+    kv_heads: int = 2
+    mlp: str = "gelu"
+    mlp_width: int = 0
+    qk_norm: bool = False
+    tied: bool = False
+    rope_base: float = 10_000.0
+    scan_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ConfigError(f"model.width {self.width} is not an even multiple of model.heads {self.heads}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        if self.mlp not in mlp.KINDS:
+            raise ConfigError(f"model.mlp {self.mlp!r} is unknown{nearest(self.mlp, mlp.KINDS)}")
+
+
+def config(size: int) -> Config:
+    """The dial is the width; depth is sqrt(width) / 2 (width 4096: 32 layers, as LLaMA 7B), MLP width 4 * width.
+
+    Heads have about 32 channels below width 512, 64 below 2048 and 128 above. Parameters without embeddings are
+    12 * width^2 * depth plus norms: 6 k at 16, 200 k at 64, 6.4 G at 4096.
+    """
+    head_dim = 32 if size < 512 else 64 if size < 2048 else 128
+    heads = max(1, size // head_dim)
+    depth = max(1, round(size**0.5 / 2))
+    return Config(width=size, depth=depth, heads=heads, kv_heads=heads)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Carries x_BxLxD; the second result is what nn.scan asks for."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Array) -> tuple[Array, None]:
+        c = self.config
+        out_scale = (2 * c.depth) ** -0.5  # so that the residual stream's variance does not grow with depth
+        width = c.mlp_width or (4 * c.width if c.mlp == "gelu" else -(-8 * c.width // 24) * 8)
+        attend = Attention(c.heads, c.kv_heads, c.width // c.heads, c.qk_norm, c.rope_base, out_scale, name="attention")
+        x_BxLxD = x_BxLxD + attend(RMSNorm(name="attention_norm")(x_BxLxD))
+        x_BxLxD = x_BxLxD + mlp.MLP(width, c.mlp, out_scale, name="mlp")(RMSNorm(name="mlp_norm")(x_BxLxD))
+        return nn.with_logical_constraint(x_BxLxD, ("batch", "length", "embed_activation")), None
+
+
+class Transformer(nn.Module):
+    """tokens_BxL -> logits_BxLxV; logits at position t see tokens up to and including t."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, tokens_BxL: Array) -> Array:
+        c = self.config
+        embed = Embed(c.vocab, c.width, name="embed")
+        x_BxLxD = embed(tokens_BxL)
+        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+        if c.scan_layers:
+            stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x_BxLxD, _ = stack(c, name="layers")(x_BxLxD)
+        else:
+            for i in range(c.depth):
+                x_BxLxD, _ = block(c, name=f"layer_{i}")(x_BxLxD)
+        x_BxLxD = RMSNorm(name="final_norm")(x_BxLxD)
+        return embed.attend(x_BxLxD) if c.tied else Dense(c.vocab, ("embed", "vocab"), name="head")(x_BxLxD)
+
+
+def example(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """One window of text: the model reads the first L tokens and predicts the last L."""
+    return {"tokens": jax.ShapeDtypeStruct((config.seq_len + 1,), jnp.int32)}
+
+
+def tokens_per_example(config: Config) -> int:
+    return config.seq_len
+
+
+def init(config: Config, key: Array, batch: Batch) -> Variables:
+    return Transformer(config).init(key, batch["tokens"][:, :-1])
+
+
+def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
+    """Next-token logits_BxLxV."""
+    return Transformer(config).apply(variables, tokens_BxL)
+
+
+def _token_losses(config: Config, variables: Variables, batch: Batch) -> Array:
+    tokens = batch["tokens"]
+    return cross_entropy(apply(config, variables, tokens[:, :-1]), tokens[:, 1:])
+
+
+def objectives(config: Config) -> tuple[Objective, ...]:
+    """Mean next-token cross-entropy."""
+
+    def loss(variables: Variables, batch: Batch, key: Array, train: bool) -> tuple[Array, Aux]:
+        del key, train
+        return jnp.mean(_token_losses(config, variables, batch)), Aux({}, {})
+
+    return (Objective("next_token", (), loss),)
+
+
+def evaluate(config: Config, variables: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:
+    """Summed cross-entropy in nats and the number of tokens."""
+    del key
+    losses_BxL = _token_losses(config, variables, batch)
+    return jnp.sum(losses_BxL), jnp.float32(losses_BxL.size)
+
+
+def sample(
+    config: Config, variables: Variables, key: Array, prompt_BxL: Array, length: int, temperature: float = 1.0
+) -> Array:
+    """Continue each prompt by `length` tokens, seeing at most the last seq_len. Returns tokens_BxM, prompt included."""
+    batch, start = prompt_BxL.shape
+    buffer_BxM = jnp.pad(prompt_BxL, ((0, 0), (0, length)))
+    window = min(config.seq_len, start + length)
+
+    def step(buffer_BxM, i):
+        begin = jnp.maximum(i - window, 0)
+        seen_BxL = jax.lax.dynamic_slice(buffer_BxM, (0, begin), (batch, window))
+        logits_BxLxV = apply(config, variables, seen_BxL)
+        logits_BxV = jax.lax.dynamic_index_in_dim(logits_BxLxV, i - begin - 1, axis=1, keepdims=False)
+        token_B = jax.random.categorical(jax.random.fold_in(key, i), logits_BxV / temperature)
+        return jax.lax.dynamic_update_slice(buffer_BxM, token_B[:, None].astype(buffer_BxM.dtype), (0, i)), None
+
+    buffer_BxM, _ = jax.lax.scan(step, buffer_BxM, jnp.arange(start, start + length))
+    return buffer_BxM
