@@ -1,0 +1,90 @@
+"""Optimiser recipes: a name, a schedule, and the numbers that may be traced.
+
+What fixes the program (names, betas) is Python; what only fills it (peak rate, weight decay, length of the run, seed)
+is a `Hyper` of scalars in the training state, so that one compiled step serves every budget, rate and seed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import Array, numpy as jnp
+
+from deeplearn.config import ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """warmup and decay are shares of the run, so that neither can outlast a small budget.
+
+    schedule: "wsd" (warm up, stay, decay linearly to zero over the last `decay` of the run: Hägele et al. 2024,
+    arXiv 2405.18392), "cosine" (to zero; decay is not used) or "constant". clip: the gradient's global norm; 0 is none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 3e-3
+    schedule: str = "wsd"
+    warmup: float = 0.05
+    decay: float = 0.3
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in _DIRECTIONS:
+            raise ConfigError(f"optim.name {self.name!r} is unknown{nearest(self.name, _DIRECTIONS)}")
+        if self.schedule not in _SCHEDULES:
+            raise ConfigError(f"optim.schedule {self.schedule!r} is unknown{nearest(self.schedule, _SCHEDULES)}")
+        if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1:
+            raise ConfigError(f"optim.warmup {self.warmup} and optim.decay {self.decay} are shares between 0 and 1")
+
+
+class Hyper(NamedTuple):
+    """What a run's numbers are, as arrays: rate and weight decay float32, steps and seed int32."""
+
+    learning_rate: Array
+    weight_decay: Array
+    steps: Array
+    seed: Array
+
+
+def hyper(optim: Optim, steps: int, seed: int) -> Hyper:
+    """The traced numbers of one run of `steps` updates, on the host."""
+    return Hyper(np.float32(optim.learning_rate), np.float32(optim.weight_decay), np.int32(steps), np.int32(seed))
+
+
+_DIRECTIONS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
+    "adamw": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps),
+    "lion": lambda o: optax.scale_by_lion(b1=o.b1, b2=o.b2),
+    "sgd": lambda o: optax.trace(decay=o.b1),
+}
+
+_SCHEDULES: dict[str, Callable[[Optim, Array], Array]] = {
+    "constant": lambda o, share: jnp.ones_like(share),
+    "cosine": lambda o, share: 0.5 * (1 + jnp.cos(jnp.pi * share)),
+    "wsd": lambda o, share: jnp.minimum(1.0, (1 - share) / max(o.decay, 1e-9)),
+}
+
+
+def learning_rate(optim: Optim, hyper: Hyper, step: Array) -> Array:
+    """The rate of update number `step` (from 0), float32."""
+    share = (step.astype(jnp.float32) + 0.5) / hyper.steps.astype(jnp.float32)
+    rise = jnp.minimum(1.0, share / max(optim.warmup, 1e-9))
+    return hyper.learning_rate * rise * _SCHEDULES[optim.schedule](optim, share)
+
+
+def _is_matrix(params: Any) -> Any:
+    """True for kernels: norms, biases and lookup tables are not decayed."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+
+
+def direction(optim: Optim, hyper: Hyper) -> optax.GradientTransformation:
+    """Gradient to direction of descent, everything but the learning rate. `hyper` may be traced."""
+    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    decay = optax.add_decayed_weights(hyper.weight_decay, mask=_is_matrix)
+    return optax.chain(clip, _DIRECTIONS[optim.name](optim), decay)

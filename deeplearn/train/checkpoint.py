@@ -1,0 +1,88 @@
+"""Checkpoints: state, data iterator and a fingerprint, through Orbax. Checkpoint n means n updates done.
+
+The only file that knows Orbax. Saves are asynchronous and become visible by one rename, so that a kill leaves either a
+whole checkpoint or none; restoring is to abstract state, so that a run may move to another mesh.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array, numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from deeplearn.train.state import State
+
+KEEP = 2
+
+
+@jax.jit
+def fingerprint(state: Any) -> Array:
+    """uint32: the wrapping sum of all bits of a tree. Tells damaged bytes that still decode."""
+    words = (jax.lax.bitcast_convert_type(x.reshape(-1), jnp.uint32) for x in jax.tree.leaves(state))
+    return sum((jnp.sum(w, dtype=jnp.uint32) for w in words), jnp.uint32(0))
+
+
+class Checkpoints:
+    """The checkpoints of one run. As a context manager, leaving waits for the last save, and raises if it failed."""
+
+    def __init__(self, directory: Path):
+        self._orbax = ocp.training.Checkpointer(
+            directory.resolve(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        return [c.step for c in self._orbax.checkpoints]
+
+    def save(self, step: int, state: State, data: dict[str, Any], wait: bool = False) -> None:
+        """Save in the background (`wait`: until it is on disk). A step that is there already is left alone."""
+        if step in self.steps:
+            return
+        items = {"state": {"state": state, "fingerprint": fingerprint(state)}, "data": data}
+        response = self._orbax.save_checkpointables_async(step, items)
+        if wait:
+            response.result()
+
+    def restore(self, abstract: State, tell: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
+        """Newest checkpoint that is sound, as (state, data iterator's state); None if there is none at all.
+
+        Damaged ones are told, and deleted so that the run can save that step again. Raises RuntimeError when every
+        checkpoint is damaged: starting anew would throw work away silently.
+        """
+        damaged = []
+        for step in reversed(self.steps):
+            try:
+                restored = self._load(step, abstract)
+            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                tell(f"checkpoint {step} is damaged, falling back to the one before it: {reason}")
+                damaged.append(step)
+            else:
+                for step in damaged:
+                    self._orbax.delete(step)
+                return restored
+        if damaged:
+            raise RuntimeError("every checkpoint is damaged; remove the checkpoints folder to start this run anew")
+        return None
+
+    def _load(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+        mark = jax.ShapeDtypeStruct((), jnp.uint32, sharding=abstract.step.sharding)
+        loaded = self._orbax.load_checkpointables(
+            step, {"state": {"state": abstract, "fingerprint": mark}, "data": None}
+        )
+        state, expected = loaded["state"]["state"], loaded["state"]["fingerprint"]
+        if int(jax.device_get(fingerprint(state))) != int(jax.device_get(expected)):
+            raise ValueError("its contents do not match their fingerprint")
+        return state, loaded["data"]

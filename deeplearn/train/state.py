@@ -1,0 +1,69 @@
+"""What a run carries from step to step."""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, numpy as jnp
+from jax.sharding import Mesh
+
+from deeplearn import families, optim, sharding
+from deeplearn.families.family import Objective
+from deeplearn.optim import Hyper
+from deeplearn.train.run import Run
+
+
+class State(NamedTuple):
+    """step: updates done, int32. params: {name: subtree}. collections: state that is not a parameter, {} for most
+    families. opt: one optimiser state for each objective. hyper: the run's traced numbers."""
+
+    step: Array
+    params: dict[str, Any]
+    collections: dict[str, Any]
+    opt: dict[str, Any]
+    hyper: Hyper
+
+
+def trained_by(objective: Objective, params: dict[str, Any]) -> dict[str, Any]:
+    """The top-level subtrees of the parameters that an objective trains."""
+    return {name: params[name] for name in objective.trains or params}
+
+
+def root_key(hyper: Hyper) -> Array:
+    """The key that all randomness of a run is folded from; derived, never stored."""
+    return jax.random.key(hyper.seed)
+
+
+def example_batch(family: ModuleType, config: Any, size: int) -> dict[str, Array]:
+    """A batch of zeros in the family's shapes."""
+    return {k: jnp.zeros((size, *s.shape), s.dtype) for k, s in family.example(config).items()}
+
+
+def _create(run: Run, hyper: Hyper) -> State:
+    family = families.get(run.family)
+    key = jax.random.fold_in(root_key(hyper), 2**31 - 1)  # no step has this number
+    variables = family.init(run.model, key, example_batch(family, run.model, 1))
+    params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    recipe = optim.direction(run.optim, hyper)
+    opt = {o.name: recipe.init(trained_by(o, params)) for o in family.objectives(run.model)}
+    return State(jnp.zeros((), jnp.int32), params, collections, opt, hyper)
+
+
+def numbers(run: Run) -> Hyper:
+    return optim.hyper(run.optim, run.steps, run.seed)
+
+
+def abstract(run: Run, mesh: Mesh) -> State:
+    """The state as shapes with shardings: what a checkpoint is restored to, whatever it was saved from."""
+    boxed = jax.eval_shape(lambda h: _create(run, h), numbers(run))
+    shardings = sharding.of_state(boxed, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unbox(boxed), shardings
+    )
+
+
+def create(run: Run, mesh: Mesh) -> State:
+    """A fresh state, made in place on the mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(run, mesh))
+    hyper = jax.device_put(numbers(run), shardings.hyper)
+    return jax.jit(lambda h: sharding.unbox(_create(run, h)), out_shardings=shardings)(hyper)
