@@ -1,0 +1,98 @@
+"""What a sweep found, in numbers and sentences that the figures, the report and the terminal share."""
+
+from typing import Any
+
+import numpy as np
+
+from deeplearn import laws
+from deeplearn.sweep.table import Row
+
+Law = dict[str, Any]  # what law.json holds
+MINUS = "\N{MINUS SIGN}"
+
+
+def done(rows: list[Row], split: str | None = None) -> list[Row]:
+    """The rows of runs that ended with a loss."""
+    return [r for r in rows if r["status"] == "done" and split in (None, r["split"])]
+
+
+def numbers(rows: list[Row], law: Law) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """N as the law counts it, D and C = 6 N D of each row, all [n]."""
+    n, d = (np.array([r[name] for r in rows], np.float64) for name in (law["count"], "tokens"))
+    return n, d, 6 * n * d
+
+
+def optimal(fit: laws.Fit, lo: float, hi: float, count: int = 50) -> laws.Allocation:
+    """The optimum for `count` budgets C = 6 N D from lo to hi; those without a finite one are left out."""
+    found = fit.optimal(np.geomspace(lo, hi, count))
+    has = np.isfinite(found.loss.value)
+    parts = (laws.Interval(*(x[has] for x in (i.value, i.lo, i.hi))) for i in (found.params, found.tokens, found.loss))
+    return laws.Allocation(found.flops[has], *parts)
+
+
+def counted(rows: list[Row], law: Law, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """FLOPs that runs of these params and tokens would be counted, from how the counts of rows exceed N D."""
+    n, d, _ = numbers(rows, law)
+    factor = dict(zip(n, np.array([r["flops"] for r in rows]) / (n * d), strict=True))
+    sizes = np.array(sorted(factor))
+    return np.interp(np.log(params), np.log(sizes), [factor[n] for n in sizes]) * params * tokens
+
+
+def envelope(rows: list[Row]) -> list[tuple[float, float]]:
+    """(flops, loss) of the runs that no cheaper run beats."""
+    best: list[tuple[float, float]] = []
+    for flops, loss in sorted((r["flops"], r["loss"]) for r in rows):
+        if not best or loss < best[-1][1]:
+            best.append((flops, loss))
+    return best
+
+
+def smooth(tokens: np.ndarray, loss: np.ndarray, points: int = 150) -> tuple[np.ndarray, np.ndarray]:
+    """A training loss [n] averaged over pieces of equal length in log tokens, of which at most `points` are left."""
+    edges = np.geomspace(tokens[0], tokens[-1], points)
+    piece = np.searchsorted(edges, tokens)
+    count = np.bincount(piece)
+    has = count > 0
+    return tuple(np.bincount(piece, x)[has] / count[has] for x in (tokens, loss))
+
+
+def percent(value: float | None, of: float) -> float | None:
+    """How far value lies above `of`, in per cent."""
+    return None if value is None else 100 * (value / of - 1)
+
+
+def signed(per_cent: float) -> str:
+    """`0.5` -> "+0.50 %", in one piece and with a true minus sign."""
+    return f"{per_cent:+.2f}\N{NO-BREAK SPACE}%".replace("-", MINUS)
+
+
+def verdict(p: dict[str, Any]) -> str:
+    """Where the measured loss of a held-out entry of the law lies."""
+    if p["measured"] is None:
+        return "not measured"
+    return "inside the band" if p["lo"] <= p["measured"] <= p["hi"] else "outside the band"
+
+
+def ratio(rows: list[Row], p: dict[str, Any]) -> float:
+    """FLOPs of a held-out entry over those of the largest fitted run."""
+    return p["flops"] / max(r["flops"] for r in done(rows, "fit"))
+
+
+def headline(rows: list[Row], law: Law) -> str:
+    """What became of the largest held-out run, in one sentence."""
+    if not law["held_out"]:
+        return "No run was held out, so the law has not been put to the test"
+    top = max(law["held_out"], key=lambda p: p["flops"])
+    start = f"A run of {ratio(rows, top):.3g} times the largest fitted run's FLOPs: predicted {top['predicted']:.4f}"
+    if top["measured"] is None:
+        return f"{start}, not measured"
+    return f"{start}, measured {top['measured']:.4f} ({verdict(top).replace('the', 'the 95 %')})"
+
+
+def equation(fit: laws.Fit, raised: str = "{}^{}") -> str:
+    """The law with its numbers. raised: how to write a base and an exponent."""
+    p = {name: interval.value for name, interval in fit.params.items()}
+    if fit.form != "chinchilla":
+        return ", ".join([fit.form, *(f"{name} = {value:.3g}" for name, value in p.items())])
+    n, d = (raised.format(base, f"{MINUS}{p[exponent]:.3f}") for base, exponent in (("N", "alpha"), ("D", "beta")))
+    return f"L = {p['E']:.4g} + {p['A']:.4g} {n} + {p['B']:.4g} {d}"

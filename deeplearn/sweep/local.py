@@ -1,0 +1,132 @@
+"""Train units on this machine: one worker a core on a CPU, one in all where there is an accelerator."""
+
+import contextlib
+import glob
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deeplearn import config
+from deeplearn.sweep.grid import Unit
+
+ATTEMPTS = 3  # of one unit in one call, when its worker dies
+
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+
+Event = dict[str, Any]
+
+
+def cores() -> list[int]:
+    """The cores that a CPU's workers are pinned to, one each; [] where an accelerator is here, for one worker."""
+    if os.environ.get("JAX_PLATFORMS") != "cpu" and any(glob.glob(pattern) for pattern in _ACCELERATORS):
+        return []
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class _Worker:
+    """A child process and the unit that it has in hand."""
+
+    def __init__(self, root: Path, core: int | None, events: "queue.Queue[tuple[_Worker, Event]]"):
+        pin = [] if core is None else [f"--core={core}"]
+        self.core = core
+        self.unit: Unit | None = None
+        self.shape: tuple[str, int] | None = None
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(root / f"worker-{core or 0}.log").open("a"),
+            text=True,
+        )
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+
+    def _listen(self, events: "queue.Queue[tuple[_Worker, Event]]") -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            events.put((self, json.loads(line)))
+        events.put((self, {"event": "exit", "code": self.process.wait()}))
+
+    def give(self, unit: Unit) -> None:
+        assert self.process.stdin
+        self.unit, self.shape = unit, (unit.run.family, unit.run.size)
+        with contextlib.suppress(BrokenPipeError):  # it has died; the exit event says so
+            self.process.stdin.write(json.dumps(config.to_dict(unit.run)) + "\n")
+            self.process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """No more units: end when the one in hand is done."""
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+def choose(waiting: list[Unit], worker_shape: tuple[str, int] | None, other_shapes: set[Any]) -> Unit:
+    """The next unit: cheapest first, of the size that the worker has compiled, else of one that no other is at."""
+
+    def rank(unit: Unit) -> tuple[bool, bool, float]:
+        shape = (unit.run.family, unit.run.size)
+        return shape != worker_shape, shape in other_shapes, unit.flops
+
+    return min(waiting, key=rank)
+
+
+def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], None], workers: int = 0) -> None:
+    """Train the units and tell every event. Returns when each has ended, one way or another.
+
+    A worker that dies is replaced, and its unit goes on from its checkpoint, ATTEMPTS times at most. On
+    KeyboardInterrupt the units in hand are saved, and the interrupt is raised on.
+    """
+    places: list[int | None] = list(cores()) or [None]
+    places = places[: max(1, min(workers or len(places), len(places), len(units)))]
+    events: queue.Queue[tuple[_Worker, Event]] = queue.Queue()
+    waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
+    with _staff(root, places, events) as staff:
+        while staff:
+            worker, event = events.get()
+            unit = worker.unit
+            tell(unit, event)
+            if event["event"] in ("progress", "message"):
+                continue
+            if event["event"] == "exit":
+                staff.remove(worker)
+                if unit and tries[unit.id] < ATTEMPTS:
+                    waiting.append(unit)
+                elif unit:
+                    tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
+                if waiting:
+                    staff.append(_Worker(root, worker.core, events))
+                continue
+            worker.unit = None
+            if event["event"] == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
+                waiting.append(unit)
+            elif waiting:
+                others = {w.shape for w in staff if w is not worker}
+                chosen = choose(waiting, worker.shape, others)
+                waiting.remove(chosen)
+                tries[chosen.id] += 1
+                worker.give(chosen)
+            else:
+                worker.dismiss()
+
+
+@contextlib.contextmanager
+def _staff(root: Path, places: list[int | None], events: Any) -> Iterator[list[_Worker]]:
+    """Workers that never outlive the block: on the way out by an exception they are asked to save, then waited for."""
+    staff = [_Worker(root, place, events) for place in places]
+    try:
+        yield staff
+    except BaseException:
+        for worker in staff:
+            worker.process.terminate()
+        for worker in staff:
+            try:
+                worker.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+        raise

@@ -1,0 +1,45 @@
+"""The runs table: one row a run, from the ledger's files alone."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deeplearn.sweep import ledger
+from deeplearn.sweep.grid import Unit
+
+COLUMNS = (
+    "id", "family", "size", "params", "params_no_embed", "params_active", "tokens", "flops", "flops_6nd",
+    "loss", "unit", "seed", "wall_s", "tokens_per_s", "status", "split",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def rows(root: Path, units: Iterable[Unit]) -> list[Row]:
+    """What is known of each unit now; "" where nothing is."""
+    results = ledger.results(root)
+    return [_row(unit, results.get(unit.id, {}), ledger.status(root, unit.id)) for unit in units]
+
+
+def _row(unit: Unit, result: dict[str, Any], status: str) -> Row:
+    known = {
+        **unit._asdict(),
+        "family": unit.run.family,
+        "size": unit.run.size,
+        "tokens": unit.run.tokens,
+        "flops_6nd": unit.flops_6nd,
+        "seed": unit.run.seed,
+        "status": status,
+    }
+    return {name: known.get(name, result.get(name, "")) for name in COLUMNS}
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write runs.csv at once, so that a reader never sees half of it."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
