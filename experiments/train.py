@@ -1,0 +1,94 @@
+"""Train one run: python -m experiments.train --config=NAME --workdir=DIR [--set KEY=VALUE ...]
+
+DIR gets config.json, metrics.jsonl (one row an update), checkpoints/ and result.json. Run the same again and it goes on
+from the newest checkpoint; Ctrl-C saves first. Overrides: --set model.depth=4 or --config.model.depth=4; size=...
+derives the whole model anew. For example
+
+    python -m experiments.train --config=transformer --workdir=runs/t --set size=32 --set budget=200000
+    python -m experiments.train --config=cnn --workdir=runs/cnn --set mesh=data:4,fsdp:2
+"""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deeplearn.config import ConfigError, canonical_json, identity, overlay
+from experiments import cli
+
+cli.define_config_flags()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_MESH = flags.DEFINE_string("mesh", None, "The same as --set mesh=..., for example data:4,fsdp:2.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Mirror the metrics to WORKDIR/tensorboard.")
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    from deeplearn.train import loop  # JAX is slow to import: a wrong flag should not wait for it
+
+    run = overlay(cli.config_from_flags(), {} if _MESH.value is None else {"mesh": _MESH.value})
+    if _WORKDIR.value is None:
+        raise ConfigError("where to? pass --workdir=DIR")
+    workdir = Path(_WORKDIR.value)
+    _claim(workdir, canonical_json(run, identity_only=True))
+
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(None), TimeElapsedColumn(), TimeRemainingColumn())
+    said = 0.0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(run.family, total=run.steps)
+
+        def observe(progress: loop.Progress) -> None:
+            nonlocal said
+            where = f"step {progress.step}/{progress.steps}"
+            text = f"{where}  loss {progress.loss:.4f}  {progress.tokens_per_s:,.0f} tokens/s"
+            bar.update(task, completed=progress.step, description=f"{run.family} {run.size}  {text}")
+            if not console.is_terminal and progress.step / progress.steps >= said:
+                said += 0.1
+                console.print(text, highlight=False)
+
+        result = loop.train(
+            run, workdir, observe, should_stop=stopping.is_set, tell=console.print, tensorboard=_TENSORBOARD.value
+        )
+    (workdir / "result.json").write_text(json.dumps(result._asdict()) + "\n")
+    console.print(
+        f"held-out loss {result.loss:.4f} {result.unit} after {result.tokens:,} tokens "
+        f"({result.wall_s:.1f} s, {result.tokens_per_s:,.0f} tokens/s); run {identity(run)} is in {workdir}",
+        highlight=False,
+    )
+    return 0
+
+
+def _claim(workdir: Path, text: str) -> None:
+    """Write config.json, or refuse a folder that holds another run."""
+    path = workdir / "config.json"
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(text + "\n")
+        return
+    here, wanted = json.loads(path.read_text()), json.loads(text)
+    if here != wanted:
+        names = ", ".join(_differences(here, wanted))
+        raise ConfigError(f"{workdir} holds another run: {names} differ; choose another --workdir")
+
+
+def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            names += _differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            names.append(prefix + key)
+    return names
+
+
+if __name__ == "__main__":
+    cli.run(main)
