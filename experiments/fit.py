@@ -44,11 +44,12 @@ def main(argv: list[str]) -> int:
     def read(split: str) -> laws.Table:
         return laws.read_csv(argv[1], _PARAMS.value, _TOKENS.value, _LOSS.value, _FLOPS.value, _UNIT.value, split)
 
+    budgets = _budgets(_BUDGETS.value)
     table, held_out = read("fit"), read("held_out")
     if _DROP_HIGHEST.value:
         table = table.take(np.sort(np.argsort(table.loss)[: -_DROP_HIGHEST.value]))
     fit = laws.fit(table, _FORM.value, _OBJECTIVE.value, replicates=_REPLICATES.value, seed=_SEED.value)
-    budgets = _budgets(_BUDGETS.value) or list(table.flops.max() * np.array([1.0, 10.0, 100.0]))
+    budgets = budgets or list(table.flops.max() * np.array([1.0, 10.0, 100.0]))
 
     console = Console()
     console.print(f"{laws.FORMS[fit.form].formula}, {fit.n_runs} runs, loss in {fit.unit}")
@@ -95,6 +96,7 @@ def _parameters(fit: laws.Fit) -> Grid:
 def _certificate(fit: laws.Fit) -> Grid:
     certificate = fit.certificate
     grid = _grid("Certificate", "", "")
+    grid.show_header = False
     grid.add_row("converged", "yes" if certificate.converged else "NO")
     grid.add_row("random starts at the optimum", f"{100 * certificate.share_at_optimum:.0f} %")
     grid.add_row("objective", f"{certificate.objective:.9g}")
@@ -105,16 +107,12 @@ def _certificate(fit: laws.Fit) -> Grid:
 
 
 def _allocation(fit: laws.Fit, budgets: list[float]) -> Grid:
-    grid = _grid(
-        "Best use of a budget (C = 6 N D)", "FLOPs", "params", "95 %", "tokens", "95 %", "loss", "one run, 95 %"
-    )
+    grid = _grid("Best use of a budget, C = 6 N D", "FLOPs", "", "value", "95 % from", "to")
     best = fit.optimal(np.array(budgets))
     for row, budget in enumerate(budgets):
-        cells = [f"{budget:.3g}"]
-        for interval, digits in ((best.params, 3), (best.tokens, 3), (best.loss, 4)):
-            value, low, high = (f"{end[row]:.{digits}g}" for end in (interval.value, interval.lo, interval.hi))
-            cells += [value, f"{low}-{high}"]
-        grid.add_row(*cells)
+        for name, interval in (("params", best.params), ("tokens", best.tokens), ("loss of a run", best.loss)):
+            ends = (f"{end[row]:.4g}" for end in (interval.value, interval.lo, interval.hi))
+            grid.add_row(f"{budget:.4g}" if name == "params" else "", name, *ends)
     return grid
 
 

@@ -53,8 +53,18 @@ def flops_per_example(family: ModuleType, config: Any) -> float:
 
 
 def jaxpr_flops(jaxpr: Jaxpr) -> float:
-    """FLOPs of a traced computation (`jax.make_jaxpr(f)(...).jaxpr`), by the rules of `flops_per_example`."""
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    """FLOPs of a traced computation (`jax.make_jaxpr(f)(...).jaxpr`), by the rules of `flops_per_example`.
+
+    Equations whose results nothing needs are left out, as the compiler leaves them out: a `custom_vjp` writes the
+    gradients of all its inputs, wanted or not.
+    """
+    flops = 0.0
+    needed = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed.update(id(variable) for variable in equation.invars)
+            flops += _equation_flops(equation)
+    return flops
 
 
 def _abstract(family: ModuleType, config: Any, batch_size: int) -> tuple[Variables, Batch, jax.ShapeDtypeStruct]:

@@ -80,7 +80,7 @@ def _evaluation(program: Run) -> Any:
 
     def evaluate(state: State, batch: dict[str, Array], index: Array) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.key(0), index)
-        variables = cast({"params": state.params, **state.collections}, program.precision)
+        variables = {"params": cast(state.params, program.precision), **state.collections}
         return family.evaluate(program.model, variables, cast(batch, program.precision), key)
 
     return jax.jit(evaluate)

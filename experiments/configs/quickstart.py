@@ -12,10 +12,12 @@ DISPATCH = 8 * 128 * 8  # tokens of one dispatch: a budget of whole dispatches c
 
 
 def get_sweep() -> Sweep:
-    budgets = [DISPATCH * n for n in (8, 16, 32, 64)]
+    budgets = {n: DISPATCH * n for n in (16, 32, 64, 128, 256)}
+    small, middle = (12, 16, 24, 32), (48,)
     return Sweep(
         name="quickstart",
-        fit=grid(size=(12, 16, 24, 32, 48, 64), budget=budgets)
-        + grid(size=(12, 16, 24, 32, 48), budget=[DISPATCH * 128]),
-        held_out=[{"size": 80, "budget": DISPATCH * 192}, {"size": 96, "budget": DISPATCH * 128}],
+        fit=grid(size=small, budget=budgets.values())
+        + grid(size=middle, budget=[budgets[n] for n in (16, 32, 64, 128)])
+        + grid(size=(64,), budget=[budgets[n] for n in (16, 32, 64)]),
+        held_out=[{"size": 80, "budget": DISPATCH * 384}, {"size": 96, "budget": DISPATCH * 240}],
     )

@@ -1,0 +1,58 @@
+"""`python -m experiments.fit`, run as users run it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from synthetic import DATA, grid
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.fit", *arguments]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_a_sweep_with_held_out_runs(tmp_path):
+    table, larger = grid(), grid(2, 2, seed=1)
+    runs = [f"{n},{d},{loss},done,fit" for n, d, loss in zip(table.params, table.tokens, table.loss, strict=True)]
+    runs += [
+        f"{n},{d},{loss},done,held_out" for n, d, loss in zip(larger.params, larger.tokens, larger.loss, strict=True)
+    ]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(["params,tokens,loss,status,split", *runs]))
+    done = run(str(path), f"--out={tmp_path / 'law'}", "--replicates=100", "--unit=bits/byte", "--budgets=1e12,1e13")
+    assert done.returncode == 0, done.stderr
+    law = json.loads((tmp_path / "law" / "law.json").read_text())
+    assert law["n_runs"] == 20 and law["unit"] == "bits/byte"
+    assert f"{law['params']['alpha']['value']:.5g}" in done.stdout
+    for words in ("20 runs", "bits/byte", "Certificate", "1e+13", "Held-out runs", "4 of 24 runs left out"):
+        assert words in done.stdout
+    assert done.stdout.count("yes") + done.stdout.count("no ") >= 4
+    assert "…" not in done.stdout
+
+
+def test_published_table_with_flops():
+    done = run(str(DATA / "chinchilla.csv"), "--drop_highest=5", "--replicates=20")
+    assert done.returncode == 0, done.stderr
+    assert "240 runs" in done.stdout
+    assert "0.00101827402" in done.stdout
+
+
+def test_mistakes_end_in_one_sentence_and_exit_code_2(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,loss\n1,2,3\n2,x,3\n")
+    for arguments, words in (
+        ([str(path)], "line 3, column 'D': 'x' is not a number"),
+        ([str(DATA / "chinchilla.csv"), "--budgets=1e20,many"], "--budgets takes numbers"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert np.char.count(done.stdout, "Traceback") == 0
