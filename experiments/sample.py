@@ -1,15 +1,18 @@
 """Show what a trained run makes: python -m experiments.sample --workdir=DIR [--prompt=TEXT]
 
 DIR is what experiments.train or a unit of a sweep wrote (runs/NAME/units/ID). A language model continues --prompt and
-prints the text; a family of images writes a grid to DIR/samples.png.
+prints the text; a family of images writes a grid to DIR/samples.png. For example
+
+    python -m experiments.sample --workdir=runs/transformer --prompt="KING. " --temperature=0.5
+    python -m experiments.sample --workdir=runs/gan --length=64
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 
 from deeplearn.config import ConfigError
+from deeplearn.sweep import ledger
 from experiments import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
@@ -24,9 +27,11 @@ def main(argv: list[str]) -> int:
     if _WORKDIR.value is None:
         raise ConfigError("of which run? pass --workdir=DIR")
     workdir = Path(_WORKDIR.value)
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ConfigError(f"{workdir} holds no run: {path} is not there")
+    config = ledger.read_json(workdir / "config.json")
+    if config is None or "family" not in config:
+        units = sorted(workdir.glob("units/*"))
+        hint = f"; it is a sweep, and its runs are in folders such as {units[0]}" if units else ""
+        raise ConfigError(f"{workdir} holds no run: config.json is not there, or damaged{hint}")
     import jax
     import numpy as np
 
@@ -34,7 +39,7 @@ def main(argv: list[str]) -> int:
     from deeplearn.train import loop
     from deeplearn.train.run import from_json
 
-    run = from_json(json.loads(path.read_text()))
+    run = from_json(config)
     family = families.get(run.family)
     if not hasattr(family, "sample"):
         raise ConfigError(f"family {run.family!r} has nothing to sample")
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> int:
     if run.data.seq_len:
         prompt_1xL = np.frombuffer(_PROMPT.value.encode() or b"\n", np.uint8).astype(np.int32)[None]
         tokens = family.sample(run.model, variables, key, prompt_1xL, _LENGTH.value, _TEMPERATURE.value)
-        print(bytes(np.asarray(tokens[0], np.uint8)).decode("latin-1"))
+        print(bytes(np.asarray(tokens[0], np.uint8)).decode(errors="replace"))
     else:
         images_NxHxWxC = np.asarray(family.sample(run.model, variables, key, _LENGTH.value))
         print(f"samples: {_grid(images_NxHxWxC, workdir / 'samples.png')}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deeplearn.config import ConfigError, canonical_json, identity, overlay
+from deeplearn.sweep import ledger
 from experiments import cli
 
 cli.define_config_flags()
@@ -28,12 +29,14 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Mirror the metrics to WO
 
 def main(argv: list[str]) -> int:
     del argv
-    from deeplearn.train import loop  # JAX is slow to import: a wrong flag should not wait for it
+    from deeplearn import sharding  # JAX is slow to import: a wrong flag should not wait for it
+    from deeplearn.train import loop
 
     run = overlay(cli.config_from_flags(), {} if _MESH.value is None else {"mesh": _MESH.value})
     if _WORKDIR.value is None:
         raise ConfigError("where to? pass --workdir=DIR")
     workdir = Path(_WORKDIR.value)
+    loop.check(run, sharding.make_mesh(run.mesh))  # before anything is written
     _claim(workdir, canonical_json(run, identity_only=True))
 
     stopping = threading.Event()
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> int:
         result = loop.train(
             run, workdir, observe, should_stop=stopping.is_set, tell=console.print, tensorboard=_TENSORBOARD.value
         )
-    (workdir / "result.json").write_text(json.dumps(result._asdict()) + "\n")
+    ledger.write_json(workdir / "result.json", result._asdict())
     console.print(
         f"held-out loss {result.loss:.4f} {result.unit} after {result.tokens:,} tokens "
         f"({result.wall_s:.1f} s, {result.tokens_per_s:,.0f} tokens/s); run {identity(run)} is in {workdir}",
@@ -69,12 +72,13 @@ def main(argv: list[str]) -> int:
 def _claim(workdir: Path, text: str) -> None:
     """Write config.json, or refuse a folder that holds another run."""
     path = workdir / "config.json"
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(text + "\n")
-        return
-    here, wanted = json.loads(path.read_text()), json.loads(text)
-    if here != wanted:
+    here, wanted = ledger.read_json(path), json.loads(text)
+    if here is None:
+        try:
+            ledger.write_json(path, wanted)
+        except OSError as error:
+            raise ConfigError(f"--workdir: cannot write {path}: {error.strerror}") from None
+    elif here != wanted:
         names = ", ".join(_differences(here, wanted))
         raise ConfigError(f"{workdir} holds another run: {names} differ; choose another --workdir")
 

@@ -102,7 +102,7 @@ class Fit:
     def to_json(self) -> dict:
         """The fit in plain JSON types; open ends of intervals are None."""
         budgets = np.array(BUDGETS) * self.table.flops.max()
-        allocation = self.optimal(budgets)
+        best = [self.optimal(flops) for flops in budgets]
         condition = _plain(self.certificate.condition_number)  # infinite for columns that are multiples of each other
         return {
             "form": self.form,
@@ -111,7 +111,7 @@ class Fit:
             "params": {name: _plain(interval) for name, interval in self.params.items()},
             "certificate": {**dataclasses.asdict(self.certificate), "condition_number": condition},
             "widening": self.widening,
-            "optimal": {name: _plain(getattr(allocation, name)) for name in ("flops", "params", "tokens", "loss")},
+            "optimal": [{name: _plain(getattr(b, name)) for name in ("flops", "params", "tokens", "loss")} for b in best],
             "warnings": list(self.warnings),
         }
 

@@ -22,11 +22,23 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 Event = dict[str, Any]
 
 
+class SweepError(RuntimeError):
+    """The sweep cannot go on, for a reason that is not in its configuration."""
+
+    exit_code = 1
+
+
 def cores() -> list[int]:
     """The cores that a CPU's workers are pinned to, one each; [] where an accelerator is here, for one worker."""
     if os.environ.get("JAX_PLATFORMS") != "cpu" and any(glob.glob(pattern) for pattern in _ACCELERATORS):
         return []
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def places(workers: int = 0) -> list[int | None]:
+    """Where workers run: the core of each, or None for the one that may use the whole machine. workers 0: all."""
+    found = cores() or [None]
+    return found[: workers or len(found)]
 
 
 class _Worker:
@@ -35,21 +47,22 @@ class _Worker:
     def __init__(self, root: Path, core: int | None, events: "queue.Queue[tuple[_Worker, Event]]"):
         pin = [] if core is None else [f"--core={core}"]
         self.core = core
+        self.log = root / f"worker-{core or 0}.log"
+        self.ready = False
         self.unit: Unit | None = None
         self.shape: tuple[str, int] | None = None
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(root / f"worker-{core or 0}.log").open("a"),
-            text=True,
-        )
+        command = [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
     def _listen(self, events: "queue.Queue[tuple[_Worker, Event]]") -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            events.put((self, json.loads(line)))
+        with self.process.stdout:
+            for line in self.process.stdout:
+                events.put((self, json.loads(line)))
         events.put((self, {"event": "exit", "code": self.process.wait()}))
 
     def give(self, unit: Unit) -> None:
@@ -60,7 +73,7 @@ class _Worker:
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
-        """No more units: end when the one in hand is done."""
+        """No more units. One that is in hand still is saved first."""
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -80,13 +93,12 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
     """Train the units and tell every event. Returns when each has ended, one way or another.
 
     A worker that dies is replaced, and its unit goes on from its checkpoint, ATTEMPTS times at most. On
-    KeyboardInterrupt the units in hand are saved, and the interrupt is raised on.
+    KeyboardInterrupt the units in hand are saved, and the interrupt is raised on. Raises SweepError when a worker
+    dies before it can take a unit.
     """
-    places: list[int | None] = list(cores()) or [None]
-    places = places[: max(1, min(workers or len(places), len(places), len(units)))]
     events: queue.Queue[tuple[_Worker, Event]] = queue.Queue()
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
-    with _staff(root, places, events) as staff:
+    with _staff(root, places(workers)[: len(units)], events) as staff:
         while staff:
             worker, event = events.get()
             unit = worker.unit
@@ -95,6 +107,9 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
                 continue
             if event["event"] == "exit":
                 staff.remove(worker)
+                worker.dismiss()
+                if not worker.ready:
+                    raise SweepError(f"a worker ended with code {event['code']} while it started; see {worker.log}")
                 if unit and tries[unit.id] < ATTEMPTS:
                     waiting.append(unit)
                 elif unit:
@@ -102,7 +117,7 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
                 if waiting:
                     staff.append(_Worker(root, worker.core, events))
                 continue
-            worker.unit = None
+            worker.unit, worker.ready = None, True
             if event["event"] == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
                 waiting.append(unit)
             elif waiting:
@@ -123,7 +138,7 @@ def _staff(root: Path, places: list[int | None], events: Any) -> Iterator[list[_
         yield staff
     except BaseException:
         for worker in staff:
-            worker.process.terminate()
+            worker.dismiss()
         for worker in staff:
             try:
                 worker.process.wait(timeout=60)

@@ -80,10 +80,11 @@ class Display:
             self._now[unit.id] = event
         if unit and event.get("tokens_per_s"):
             self._rate[unit.run.size] = event["tokens_per_s"]
-        if unit and kind == "done":
-            self._share[unit.id] = 1.0
+        if unit and kind in ("done", "diverged", "failed"):
+            self._share[unit.id] = 1.0  # nothing more is spent on it
             self._done.add(unit.id)
-            self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])}tokens/s")
+        if unit and kind == "done":
+            self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])} tokens/s")
         elif unit and kind in ("failed", "diverged", "fenced", "stopped", "message"):
             self._line(unit, f"{kind}: {event['message']}")
         elif unit and kind == "exit":
@@ -99,7 +100,7 @@ class Display:
         return f"{len(self._done)} of {len(self._units)} runs, {self.spent():.0%} of the FLOPs{left}"
 
     def _line(self, unit: Unit, text: str) -> None:
-        where = f"{unit.run.family} {unit.run.size}, {short(unit.run.tokens)}tokens"
+        where = f"{unit.run.family} {unit.run.size}, {short(unit.run.tokens)} tokens"
         self.console.print(f"[{self._note()}] {unit.id} {where}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _picture(self) -> Group:

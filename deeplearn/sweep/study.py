@@ -1,6 +1,7 @@
 """A sweep as a study: train what is fitted, fit the law, print its prediction, and only then train what it is of."""
 
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from deeplearn.sweep import ledger, local, table
 from deeplearn.sweep.grid import Sweep, Unit
 from deeplearn.sweep.progress import Display
 
+MIN_RUNS = 6  # the law has 5 parameters
 MIN_RATIO = 4.0  # held-out runs take at least this many times the FLOPs of the largest fitted one
 
 
@@ -28,19 +30,23 @@ class Study(NamedTuple):
 
 def versions() -> dict[str, str]:
     """What made the numbers: the code's git revision and the versions of the packages that matter."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    # A bare machine has no git, and an installed package no repository.
+    git = subprocess.run(describe, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     packages = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
-    return {"git": git.stdout.strip() or "unknown", "python": platform.python_version(), **packages}
+    return {"git": git or "unknown", "python": platform.python_version(), **packages}
 
 
 def check(units: list[Unit]) -> None:
     """Raise ConfigError for a sweep whose prediction would be no test, or whose units cannot be told apart."""
+    fitted = [u for u in units if u.split == "fit"]
+    if len(fitted) < MIN_RUNS:
+        raise ConfigError(f"the sweep fits {len(fitted)} runs, and a law with 5 parameters needs {MIN_RUNS} at least")
     ids = [u.id for u in units]
     twice = next((u for u in units if ids.count(u.id) > 1), None)
     if twice:
         raise ConfigError(f"two units are the same run: {twice.run.family} {twice.run.size}, {twice.run.tokens} tokens")
-    largest = max(u.flops for u in units if u.split == "fit")
+    largest = max(u.flops for u in fitted)
     for unit in units:
         if unit.split == "held_out" and unit.flops < MIN_RATIO * largest:
             raise ConfigError(
@@ -52,10 +58,13 @@ def check(units: list[Unit]) -> None:
 def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: int = 0) -> Study:
     """Go through the whole study in `root`, from wherever its files say that it is.
 
-    Raises ConfigError, and RuntimeError when too few runs were done for a law.
+    Raises ConfigError, and SweepError when workers do not start or too few runs were done for a law.
     """
     check(units)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder '{root}': {error.strerror}") from None
     with ledger.hold(root):
         ledger.create(root, sweep.name, {u.id: u.identity_json() for u in units}, **versions())
         _train("fit", units, root, console, workers)
@@ -71,18 +80,19 @@ def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: 
 
 
 def _train(split: str, units: list[Unit], root: Path, console: Console, workers: int) -> None:
-    ended = {u.id for u in units if ledger.status(root, u.id) in ("done", "diverged", "failed")}
-    waiting = [u for u in units if u.split == split and u.id not in ended]
+    """Train what has no result yet; a run that failed is tried anew by each command."""
+    status = {u.id: ledger.status(root, u.id) for u in units}
+    waiting = [u for u in units if u.split == split and status[u.id] not in ("done", "diverged")]
     if waiting:
-        count = workers or len(local.cores()) or 1
-        with Display(units, ended, count, console) as display:
+        ended = {u.id for u in units if status[u.id] not in ("new", "started") and u not in waiting}
+        with Display(units, ended, len(local.places(workers)), console) as display:
             local.execute(root, waiting, display.tell, workers)
 
 
 def _fit(sweep: Sweep, rows: list[table.Row]) -> laws.Fit:
     used = [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
-    if len(used) < 6:
-        raise RuntimeError(f"{len(used)} runs are done, and a law with 5 parameters needs at least 6")
+    if len(used) < MIN_RUNS:
+        raise local.SweepError(f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least")
     columns = (np.array([r[name] for r in used], np.float64) for name in (sweep.count, "tokens", "loss"))
     return laws.fit(laws.Table(*columns, unit=used[0]["unit"]))
 
@@ -90,32 +100,39 @@ def _fit(sweep: Sweep, rows: list[table.Row]) -> laws.Fit:
 def _predict(sweep: Sweep, rows: list[table.Row], fit: laws.Fit, root: Path, console: Console) -> dict[str, Any]:
     """The prediction for each held-out run, made once for one set of fitted runs and kept in prediction.json."""
     path = root / "prediction.json"
-    basis = {r["id"]: r["loss"] for r in rows if r["split"] == "fit" and r["status"] == "done"}
-    kept = ledger.read_json(path)
-    if not kept or kept["basis"] != basis:
-        held_out = [r for r in rows if r["split"] == "held_out"]
-        n, d = (np.array([r[name] for r in held_out], np.float64) for name in (sweep.count, "tokens"))
-        band = fit.predict(n, d)
-        columns = zip(held_out, band.value.tolist(), band.lo.tolist(), band.hi.tolist(), strict=True)
-        made = {r["id"]: {"flops": r["flops"], "predicted": v, "lo": lo, "hi": hi} for r, v, lo, hi in columns}
-        kept = {"basis": basis, "predicted_at": ledger.now(), "held_out": made}
-        ledger.write_json(path, kept)
-    for unit, p in kept["held_out"].items():
+    losses = {r["id"]: r["loss"] for r in rows if r["split"] == "fit" and r["status"] == "done"}
+    basis = {"count": sweep.count, "losses": losses}
+    kept = ledger.read_json(path) or {}
+    made = kept["held_out"] if kept.get("basis") == basis else {}
+    held_out = [r for r in rows if r["split"] == "held_out"]
+    for row in held_out:
+        if row["id"] not in made:
+            band = fit.predict(np.array([row[sweep.count]], np.float64), np.array([row["tokens"]], np.float64))
+            value, lo, hi = (end.item() for end in (band.value, band.lo, band.hi))
+            times = {"predicted_at": ledger.now()}
+            made[row["id"]] = {"flops": row["flops"], "predicted": value, "lo": lo, "hi": hi, **times}
+    ledger.write_json(path, {"basis": basis, "held_out": made})
+    for row in held_out:
+        p = made[row["id"]]
         console.print(
-            f"predicted for {unit} ({p['flops']:.3g} FLOPs): {p['predicted']:.4f} {fit.unit}, "
+            f"predicted for {row['id']} ({p['flops']:.3g} FLOPs): {p['predicted']:.4f} {fit.unit}, "
             f"95 % band {p['lo']:.4f} to {p['hi']:.4f}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    return kept
+    return made
 
 
-def _compare(root: Path, rows: list[table.Row], kept: dict[str, Any]) -> list[dict[str, Any]]:
+def _compare(root: Path, rows: list[table.Row], predictions: dict[str, Any]) -> list[dict[str, Any]]:
     """Predicted and measured side by side, with the times that prove which came first."""
-    loss = {r["id"]: r["loss"] if r["status"] == "done" else None for r in rows}
-    times = {"predicted_at": kept["predicted_at"]}
     return [
-        {"id": unit, **p, "measured": loss[unit], **times, "started_at": _started_at(root, unit)}
-        for unit, p in kept["held_out"].items()
+        {
+            "id": r["id"],
+            **predictions[r["id"]],
+            "measured": r["loss"] if r["status"] == "done" else None,
+            "started_at": _started_at(root, r["id"]),
+        }
+        for r in rows
+        if r["split"] == "held_out"
     ]
 
 

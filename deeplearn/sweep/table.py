@@ -30,7 +30,7 @@ def _row(unit: Unit, result: dict[str, Any], status: str) -> Row:
         "tokens": unit.run.tokens,
         "flops_6nd": unit.flops_6nd,
         "seed": unit.run.seed,
-        "status": status,
+        "status": "pending" if status in ("new", "started") else status,
     }
     return {name: known.get(name, result.get(name, "")) for name in COLUMNS}
 

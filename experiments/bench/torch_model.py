@@ -75,7 +75,7 @@ class Trainer:
         )
 
     def step(self, tokens_BxL: torch.Tensor) -> torch.Tensor:
-        """One AdamW step on tokens int64 [B, L + 1]; the mean next-byte loss in nats, a scalar still in the graph's type."""
+        """One AdamW step on tokens int64 [B, L + 1]; the mean next-byte loss in nats, a scalar."""
         inputs_BxL, targets_BxL = tokens_BxL[:, :-1], tokens_BxL[:, 1:]
         logits_BxLxV = self.model(inputs_BxL)
         loss = F.cross_entropy(logits_BxLxV.flatten(0, 1), targets_BxL.flatten())

@@ -154,7 +154,8 @@ def test_json_is_plain_and_complete(small_fit):
     assert set(law) == {"form", "unit", "n_runs", "params", "certificate", "widening", "optimal", "warnings"}
     assert law["params"]["alpha"]["value"] == small_fit.params["alpha"].value
     assert law["certificate"]["converged"] is True
-    assert len(law["optimal"]["flops"]) == len(law["optimal"]["params"]["hi"]) == 3
+    assert [set(entry) for entry in law["optimal"]] == [{"flops", "params", "tokens", "loss"}] * 3
+    assert all(entry["params"]["lo"] <= entry["params"]["value"] <= entry["params"]["hi"] for entry in law["optimal"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""`make bench`: this project's transformer step against PyTorch's on the same CPU, interleaved in one run.
+
+    python -m experiments.bench.step [--rounds=7] [--seconds=1.5]
+
+Byte vocabulary, 128 tokens, batch 32, AdamW, float32. "ours" is one run with two threads (data parallel over two
+emulated devices), "machine" is what a sweep does (one single-threaded run a core, both at once), "PyTorch" is eager with
+two threads. Needs the extra `bench`. Prints a table and writes runs/bench/step.json.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.bench.sides import Side, ratio, take_turns
+from experiments.bench.worker import BATCH, LENGTH, jax_run
+
+SHAPES = ((32, 2, 1), (64, 4, 2), (128, 4, 4), (256, 6, 8))
+MATMUL = 1024
+
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each side.", 1)
+_SECONDS = flags.DEFINE_float("seconds", 1.5, "Length of a turn.", 0.1)
+_OUT = flags.DEFINE_string("out", "runs/bench/step.json", "Where the figures go.")
+
+
+def measure(d: int, layers: int, heads: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """One row: medians of tokens/s, medians of ratios, time to the first step, and shares of the matmul rate."""
+    shape = {"d": d, "layers": layers, "heads": heads}
+    one_run = {"kind": "jax", **shape, "mesh": "data:2", "devices": 2, "microbatches": 4}
+    one_core = {"kind": "jax", **shape, "microbatches": 8}
+    ours = Side("ours", one_run)
+    machine = Side("machine", *({**one_core, "core": core} for core in (0, 1)))
+    torch = Side("PyTorch", {"kind": "torch", **shape})
+    matmul = Side("matmul", {"kind": "matmul", "n": MATMUL})
+    sides = [ours, machine, torch, matmul]
+    take_turns(sides, 1, seconds)  # to warm up
+    for side in sides:
+        side.rates.clear()
+    take_turns(sides, rounds, seconds)
+    for side in sides:
+        side.close()
+    tokens = BATCH * LENGTH
+    return {
+        **shape,
+        "ours_tokens_per_s": ours.median() * tokens,
+        "ours_machine_tokens_per_s": machine.median() * tokens,
+        "torch_tokens_per_s": torch.median() * tokens,
+        "ratio": ratio(ours, torch),
+        "machine_ratio": ratio(machine, torch),
+        "matmul_share": ratio(ours, matmul) * _flops_per_step(one_run) / (2 * MATMUL**3),
+        "machine_matmul_share": ratio(machine, matmul) * _flops_per_step(one_core) / (2 * MATMUL**3),
+        "matmul_flops_per_s": matmul.median() * 2 * MATMUL**3,
+        "first_step_s": {side.name: side.first_step_s for side in sides[:3]},
+    }
+
+
+def _flops_per_step(side: dict[str, Any]) -> float:
+    from deeplearn.families import counting, transformer
+
+    return BATCH * counting.flops_per_example(transformer, jax_run(side).model)
+
+
+def loop_overhead(rounds: int) -> float:
+    """How much longer the training loop (data, metrics, checkpoints) takes than its bare compiled step: 0.01 is 1 %."""
+    import jax
+
+    from deeplearn import data, sharding
+    from deeplearn.train import loop, state as states
+    from experiments.configs.transformer import get_config
+
+    run = cli.overlay(get_config(48), {"budget": 4 * 128 * 16 * 48, "mesh": "data:1"})
+    mesh = sharding.make_mesh(run.mesh)
+    quotients = []
+    for _ in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            whole_s = loop.train(run, Path(folder)).wall_s
+        with loop.on_mesh(mesh):
+            count = run.steps_per_dispatch
+            program = loop.compiled_steps(loop.program(run), mesh, count)
+            state = states.create(run, mesh)
+            batch = loop.put(run, data.train_iterator(run.data, run.batch_size, 0).take(count), sharding.of_batch(mesh, 1))
+            start = time.perf_counter()
+            for _ in range(run.steps // count):
+                state, metrics = program(state, batch)
+            jax.block_until_ready((state, metrics))
+            quotients.append(whole_s / (time.perf_counter() - start))
+    return statistics.median(quotients[1:]) - 1
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    console = Console()
+    rows = []
+    table = Table(title=f"Training step, tokens/s: medians of {_ROUNDS.value} interleaved turns")
+    names = ("d, layers, heads", "ours", "machine", "PyTorch", "ours / PyTorch", "machine / PyTorch", "matmul share")
+    for name in (*names, "first step (s)"):
+        table.add_column(name, justify="right")
+    for shape in SHAPES:
+        row = measure(*shape, _ROUNDS.value, _SECONDS.value)
+        rows.append(row)
+        rates = (row["ours_tokens_per_s"], row["ours_machine_tokens_per_s"], row["torch_tokens_per_s"])
+        first = row["first_step_s"]
+        table.add_row(
+            str(shape),
+            *(f"{rate:,.0f}" for rate in rates),
+            f"{row['ratio']:.2f}",
+            f"{row['machine_ratio']:.2f}",
+            f"{row['matmul_share']:.0%} / {row['machine_matmul_share']:.0%}",
+            f"{first['ours']:.1f} / {first['PyTorch']:.1f}",
+        )
+        console.print(f"{shape}: done", highlight=False)
+    overhead = loop_overhead(_ROUNDS.value)
+    console.print(table)
+    console.print(f"the loop takes {overhead:+.1%} beside its bare step", highlight=False)
+    path = Path(_OUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"sizes": rows, "loop_overhead": overhead}, indent=1) + "\n")
+    console.print(f"written to {path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
