@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] = ()) -> None
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        _exit(f"error: {error}", code)
+        _exit(f"error: {error}" if code == 2 else str(error), code)
 
 
 def define_config_flags() -> None:

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
         units = sorted(workdir.glob("units/*"))
         hint = f"; it is a sweep, and its runs are in folders such as {units[0]}" if units else ""
         raise ConfigError(f"{workdir} holds no run: config.json is not there, or damaged{hint}")
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"{workdir} has no checkpoint yet")
     import jax
     import numpy as np
 

@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
         raise ConfigError("where to? pass --root=DIR")
     if flags.FLAGS.config is None:
         raise ConfigError("which sweep? pass --config=NAME, for example --config=quickstart")
-    from deeplearn.sweep import report, study
-    from deeplearn.sweep.grid import unit_of
-
-    console = Console()
     module = cli.load_config(flags.FLAGS.config)
     if not hasattr(module, "get_sweep"):
         raise ConfigError(f"config {flags.FLAGS.config!r} has no get_sweep(); experiments.train trains a single run")
+    from deeplearn.sweep import report, study  # slow to import: a wrong flag should not wait for it
+    from deeplearn.sweep.grid import unit_of
+
+    console = Console()
     sweep, overrides = module.get_sweep(), cli.parse_overrides(flags.FLAGS.set)
     units = [
         unit_of(cli.get_run(module, {**point, **overrides}), split)
@@ -46,11 +46,11 @@ def main(argv: list[str]) -> int:
     try:
         done = study.run(sweep, units, root, console, _WORKERS.value)
     except KeyboardInterrupt:
-        console.print("interrupted; every run is saved: the same command goes on from here")
+        console.print("interrupted; every run is saved: the same command goes on from here", soft_wrap=True)
         return 130
     report.publish(root, done.rows, report.curves(root, done.rows), done.fit, done.law, study.versions(), _command())
     report.text_summary(done.fit, done.law, console)
-    console.print(f"report: {root / 'report.html'}", highlight=False)
+    console.print(f"report: {root / 'report.html'}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -29,12 +29,12 @@ _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Mirror the metrics to WO
 
 def main(argv: list[str]) -> int:
     del argv
+    if _WORKDIR.value is None:
+        raise ConfigError("where to? pass --workdir=DIR")
+    run = overlay(cli.config_from_flags(), {} if _MESH.value is None else {"mesh": _MESH.value})
     from deeplearn import sharding  # JAX is slow to import: a wrong flag should not wait for it
     from deeplearn.train import loop
 
-    run = overlay(cli.config_from_flags(), {} if _MESH.value is None else {"mesh": _MESH.value})
-    if _WORKDIR.value is None:
-        raise ConfigError("where to? pass --workdir=DIR")
     workdir = Path(_WORKDIR.value)
     loop.check(run, sharding.make_mesh(run.mesh))  # before anything is written
     _claim(workdir, canonical_json(run, identity_only=True))

@@ -61,8 +61,6 @@ BAD = [
     ((*TRAIN, "--set=data.name=shakespere"), "unknown data 'shakespere'; did you mean 'shakespeare'?"),
     ((*TRAIN, "--set=budget=1000000000"), "epochs of 'shakespeare', over max_epochs 1"),
     ((*TRAIN, "--mesh=data:64"), "mesh 'data:64' needs 64 devices and 1 are here"),
-    ((*TRAIN, "--mesh=dta:1"), "mesh 'dta:1' names an unknown axis 'dta'; did you mean 'data'?"),
-    ((*TRAIN, "size=32"), "unexpected argument 'size=32'; write --set size=32"),
     (("train", "--workdir=new", "--config=trasformer"), "no config file 'trasformer'; did you mean 'transformer'?"),
     (("train", "--workdir=new"), "which configuration? pass --config=NAME"),
     (("train", "--config=transformer"), "where to? pass --workdir=DIR"),
@@ -71,14 +69,11 @@ BAD = [
     ((*SWEEP, "--workers=-1"), "flag --workers=-1"),
     ((*SWEEP, "--set=optim.learning_rat=1"), "'optim.learning_rat'; did you mean 'optim.learning_rate'?"),
     ((*SWEEP, "--set=seed=1.5"), "'seed' wants an int, got '1.5' (str)"),
-    ((*SWEEP, "--set=size=16"), "takes 1.5 times the FLOPs of the largest fitted run; at least 4 times"),
     (("sweep", "--root=new", "--config=transformer"), "config 'transformer' has no get_sweep()"),
     (("sweep", "--root=new", "--config=quikstart"), "no config file 'quikstart'; did you mean 'quickstart'?"),
     (("sweep", "--root=new"), "which sweep? pass --config=NAME"),
     (("sweep", "--config=quickstart"), "where to? pass --root=DIR"),
-    (("sweep", "--root=file", "--config=quickstart"), "cannot make the folder 'file'"),
     (("sample", "--workdir=empty"), "empty holds no run: config.json is not there"),
-    (("sample", "--workdir=new"), "new holds no run: config.json is not there"),
     (("sample", "--workdir=sweep"), "its runs are in folders such as sweep/units/0123"),
     (("sample", "--workdir=untrained"), "untrained has no checkpoint yet"),
     (("sample", "--workdir=empty", "--temprature=1"), "'--temprature'; did you mean '--temperature'?"),
@@ -87,7 +82,7 @@ BAD = [
     (("fit", "nothing.csv"), "cannot read 'nothing.csv': No such file or directory"),
     (("fit",), "RUNS.csv is missing"),
     (("fit", "file", "--los=x"), "no flag is called '--los'; did you mean '--loss'?"),
-    (("fit", "table.csv", "--loss=lss"), "no column 'lss' for the loss"),
+    (("fit", "table.csv", "--loss=lss"), "no column 'lss' for loss; did you mean 'loss'?"),
     (("fit", "table.csv", "--form=chinchila"), "flag --form=chinchila"),
 ]
 
@@ -102,8 +97,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(command, tmp_p
     (tmp_path / "untrained" / "config.json").write_text(canonical_json(run, identity_only=True))
     (tmp_path / "table.csv").write_text("N,D,loss\n1000,2000,3.0\n")
     before = listing(tmp_path)
-    cases = BAD[part::4]
-    for arguments, message in cases:
+    for arguments, message in BAD[part::4]:
         out, err = (process := command(*arguments)).communicate(timeout=120)
         assert process.returncode == 2, (arguments, err)
         assert err.startswith("error: ") and message in err and err.count("\n") == 1, (arguments, err)

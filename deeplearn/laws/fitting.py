@@ -111,7 +111,9 @@ class Fit:
             "params": {name: _plain(interval) for name, interval in self.params.items()},
             "certificate": {**dataclasses.asdict(self.certificate), "condition_number": condition},
             "widening": self.widening,
-            "optimal": [{name: _plain(getattr(b, name)) for name in ("flops", "params", "tokens", "loss")} for b in best],
+            "optimal": [
+                {name: _plain(getattr(b, name)) for name in ("flops", "params", "tokens", "loss")} for b in best
+            ],
             "warnings": list(self.warnings),
         }
 

@@ -44,7 +44,7 @@ def _attend(q_NxMxK: Array, k_NxLxK: Array, v_NxLxK: Array) -> Array:
 
     The gradient is by hand: it keeps the exponentials without their normalisation, which then costs a factor on the
     [M, K] side, and it takes both key-side products with the narrow factor first, which is what XLA on CPU runs fast.
-    Measured: 1.12 times the whole step of a transformer of width 64.
+    Measured on a plain step of width 64: 1.12 times its speed.
     """
     return _attend_forward(q_NxMxK, k_NxLxK, v_NxLxK)[0]
 

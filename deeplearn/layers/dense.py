@@ -13,7 +13,7 @@ def matmul(x_TxD: Array, kernel_DxF: Array) -> Array:
     """x @ kernel, with the gradient of the kernel computed smaller side first.
 
     XLA on CPU runs the product [F, T] @ [T, D] twice as fast when F < D as the same numbers in the other order; its
-    transpose has to be hidden behind a barrier, or XLA folds it back. Measured: 1.09 times the whole step.
+    transpose has to be hidden behind a barrier, or XLA folds it back. Measured in isolation: 110 against 55 GFLOP/s.
     """
     return jnp.dot(x_TxD, kernel_DxF)
 

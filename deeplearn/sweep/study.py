@@ -15,6 +15,7 @@ from deeplearn.config import ConfigError
 from deeplearn.sweep import ledger, local, table
 from deeplearn.sweep.grid import Sweep, Unit
 from deeplearn.sweep.progress import Display
+from deeplearn.train import loop
 
 MIN_RUNS = 6  # the law has 5 parameters
 MIN_RATIO = 4.0  # held-out runs take at least this many times the FLOPs of the largest fitted one
@@ -67,6 +68,9 @@ def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: 
         raise ConfigError(f"cannot make the folder '{root}': {error.strerror}") from None
     with ledger.hold(root):
         ledger.create(root, sweep.name, {u.id: u.identity_json() for u in units}, **versions())
+        for unit in units:
+            if ledger.status(root, unit.id) != "done":
+                loop.check_data(unit.run)
         _train("fit", units, root, console, workers)
         rows = table.rows(root, units)
         fit = _fit(sweep, rows)

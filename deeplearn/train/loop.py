@@ -115,27 +115,25 @@ def _dispatches(run: Run, step: int) -> set[int]:
 
 
 def check(run: Run, mesh: Mesh) -> None:
-    """Raise ConfigError for what would fail or mislead only later: shapes, divisibility, a second epoch."""
-    family = families.get(run.family)
+    """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch."""
     ways = sharding.batch_ways(mesh)
-    for name, size in (
-        ("batch_size / microbatches", run.batch_size // run.microbatches),
-        ("eval_batch", run.eval_batch),
-    ):
+    sizes = {"batch_size / microbatches": run.batch_size // run.microbatches, "eval_batch": run.eval_batch}
+    for name, size in sizes.items():
         if size % ways:
-            raise ConfigError(
-                f"{name} is {size}, which does not divide over the {ways} places of mesh {dict(mesh.shape)}"
-            )
-    given = {k: x.shape[1:] for k, x in next(iter(data.eval_batches(run.data, 1, 1))).items()}
-    for name, wanted in family.example(run.model).items():
+            raise ConfigError(f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {ways} places")
+    check_data(run)
+
+
+def check_data(run: Run) -> None:
+    """The part of `check` that needs no device. Fetches the data if it is not here yet."""
+    given = {k: x.shape[1:] for k, x in next(iter(data.eval_batches(run.data, 1, run.eval_examples))).items()}
+    for name, wanted in families.get(run.family).example(run.model).items():
         if given.get(name) != wanted.shape:
             have = ", ".join(f"{k}{list(shape)}" for k, shape in given.items())
             raise ConfigError(f"{run.family} wants {name}{list(wanted.shape)}; data {run.data.name!r} gives {have}")
     epochs = run.steps * run.batch_size / data.train_examples(run.data)
     if epochs > run.max_epochs:
-        raise ConfigError(
-            f"budget {run.budget} is {epochs:.2f} epochs of {run.data.name!r}, over max_epochs {run.max_epochs}"
-        )
+        raise ConfigError(f"budget {run.budget} is {epochs:.2f} epochs of {run.data.name!r}, over {run.max_epochs}")
 
 
 def evaluate(run: Run, state: State, mesh: Mesh) -> float:

@@ -82,5 +82,5 @@ class Run:
 
 def from_json(data: dict[str, Any]) -> Run:
     """The run that `config.to_dict` wrote. Raises ConfigError."""
-    family = families.get(data["family"])
+    family = families.get(str(data.get("family")))
     return from_dict(Run, data, classes={"model": family.Config})

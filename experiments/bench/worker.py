@@ -47,7 +47,7 @@ def jax_run(side: dict[str, Any]) -> Any:
         size=side["d"],
         model=model,
         data=Data("shakespeare", seq_len=LENGTH),
-        optim=Optim(weight_decay=0.1),
+        optim=Optim(b2=0.95, weight_decay=0.1, clip=0.0),  # what the PyTorch side does
         batch_size=BATCH,
         microbatches=side["microbatches"],
         mesh=side.get("mesh", "data:1"),
@@ -55,9 +55,10 @@ def jax_run(side: dict[str, Any]) -> Any:
 
 
 def jax_side(side: dict[str, Any]) -> tuple[Callable[[], None], int]:
-    import jax
+    devices = side.get("devices", 1)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
 
-    jax.config.update("jax_num_cpu_devices", side.get("devices", 1))
+    import jax
 
     from deeplearn import data, sharding
     from deeplearn.train import loop, state as states

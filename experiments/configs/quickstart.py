@@ -12,20 +12,23 @@ DISPATCH = 4 * 64 * 32  # tokens of one dispatch: a budget of whole dispatches c
 
 
 def get_sweep() -> Sweep:
-    """Seven sizes, 10 k to 580 k parameters without embeddings, and two runs held out at 4 times the largest FLOPs.
+    """Seven sizes, 10 k to 580 k parameters without embeddings, and two runs held out at 4 times the largest FLOPs,
+    of sizes about which that much compute is spent best.
 
-    At most 50 tokens a parameter: beyond, a small model learns no more from more data, and a sum of a term in N and a
-    term in D does not hold. The short runs of the small sizes run twice, because a seed moves their loss by 1 %.
+    The grid follows from earlier sweeps on this text. A sum of a term in N and a term in D does not hold for runs of
+    under about 2,000 updates, which a start-up transient rules, nor beyond 50 tokens a parameter, where a small model
+    has nothing left to learn with: laws fitted to grids with such runs missed the held-out losses by 3 to 5 %. Some
+    runs have a twin with another seed, for the noise.
     """
-    budget = [DISPATCH * n for n in (16, 32, 64, 128, 256)]
+    budget = [DISPATCH * n for n in (64, 102, 161, 256)]
     return Sweep(
         name="quickstart",
-        fit=grid(size=(16, 24, 32, 48), budget=budget[:2], seed=(0, 1))
-        + grid(size=(16,), budget=budget[2:3], seed=(0, 1))
-        + grid(size=(24,), budget=budget[2:4])
-        + grid(size=(32, 48), budget=budget[2:])
-        + grid(size=(64,), budget=budget[:4])
-        + grid(size=(80, 96), budget=budget[:2]),
-        held_out=[{"size": 96, "budget": DISPATCH * 224}, {"size": 112, "budget": DISPATCH * 168}],
+        fit=grid(size=(16, 24, 32, 48), budget=budget[:1], seed=(0, 1))
+        + grid(size=(24,), budget=budget[1:2], seed=(0, 1))
+        + grid(size=(32, 48), budget=budget[1:])
+        + grid(size=(64,), budget=budget[:2])
+        + grid(size=(80,), budget=budget[:1])
+        + grid(size=(96,), budget=[DISPATCH * 48]),
+        held_out=[{"size": 64, "budget": DISPATCH * 540}, {"size": 80, "budget": DISPATCH * 360}],
         count="params_no_embed",
     )

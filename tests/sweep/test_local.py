@@ -46,7 +46,9 @@ def test_an_id_is_of_what_defines_the_result():
 
 def test_a_unit_counts_what_is_really_trained():
     a, b = unit(budget=8192), unit(budget=8193)
-    assert (a.run.tokens, b.run.tokens) == (8192, 8192 + 4 * 128), "a budget is rounded up to whole steps"
+    assert (a.run.tokens, b.run.tokens) == (8192, 8192 + 4 * a.run.data.seq_len), (
+        "a budget is rounded up to whole steps"
+    )
     assert a.params - a.params_no_embed == 256 * 16
     assert b.flops / a.flops == pytest.approx(b.run.tokens / a.run.tokens, rel=1e-12)
     assert a.flops_6nd == 6 * a.params_no_embed * 8192 < a.flops
@@ -90,6 +92,9 @@ def test_a_refused_sweep_leaves_nothing(fitted, tmp_path):
     with pytest.raises(ConfigError):
         study.run(Sweep("s", [], []), fitted[:2], tmp_path / "root", Console(file=io.StringIO()))
     assert not (tmp_path / "root").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot make the folder '.*file': File exists"):
+        study.run(Sweep("s", [], []), fitted, tmp_path / "file", Console(file=io.StringIO()))
 
 
 def test_versions_do_without_git(monkeypatch, tmp_path):
@@ -141,7 +146,14 @@ def test_a_prediction_is_made_once_for_each_held_out_run(tmp_path, fitted):
 def test_the_runs_table_says_what_is_known(tmp_path, fitted):
     done, failed, diverged, started, new = fitted[:5]
     ledger.create(tmp_path, "s", {u.id: u.identity_json() for u in fitted[:5]})
-    result = {"status": "done", "loss": 2.5, "unit": "nats/token", "tokens": 8192, "wall_s": 2.0, "tokens_per_s": 4096.0}
+    result = {
+        "status": "done",
+        "loss": 2.5,
+        "unit": "nats/token",
+        "tokens": 8192,
+        "wall_s": 2.0,
+        "tokens_per_s": 4096.0,
+    }
     ledger.finish(ledger.claim(tmp_path, done.id), result)
     ledger.fail(ledger.claim(tmp_path, failed.id), "OSError", "disk full")
     ledger.finish(ledger.claim(tmp_path, diverged.id), {"status": "diverged", "loss": None, "message": "m"})

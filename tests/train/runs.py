@@ -17,7 +17,9 @@ def short_run(family: str, steps: int = 20, **changes: Any) -> Run:
     run = cli.load_config(family).get_config(size=size)
     per_example = families.get(family).tokens_per_example(run.model)
     settings = {"batch_size": 16, "budget": 16 * per_example * steps, "eval_examples": 64, "eval_batch": 32}
-    return dataclasses.replace(run, **settings | {"microbatches": 1, "steps_per_dispatch": 4, "mesh": "data:1"} | changes)
+    return dataclasses.replace(
+        run, **settings | {"microbatches": 1, "steps_per_dispatch": 4, "mesh": "data:1"} | changes
+    )
 
 
 def after(run: Run, steps: int) -> tuple[Any, dict[str, Any]]:
