@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from deeplearn import config
 from deeplearn.config import ConfigError, aside, from_dict, identity, overlay, to_dict

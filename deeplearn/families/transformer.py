@@ -52,8 +52,8 @@ class Config:
 def config(size: int) -> Config:
     """The dial is the width; depth is sqrt(width) / 2 (width 4096: 32 layers, as LLaMA 7B), MLP width 4 * width.
 
-    Heads have 32 channels or the next divisor up below width 512, 64 below 2048 and 128 above. Parameters without embeddings are
-    12 * width^2 * depth plus norms: 6 k at 16, 200 k at 64, 6.4 G at 4096.
+    Heads have 32 channels (64 from width 512, 128 from 2048), or the next divisor up. Parameters without embeddings
+    are 12 * width^2 * depth plus the head and norms: 10 k at 16, 214 k at 64, 6.4 G at 4096.
     """
     head_dim = 32 if size < 512 else 64 if size < 2048 else 128
     heads = next((h for h in range(size // head_dim, 1, -1) if size % (2 * h) == 0), 1)

@@ -133,7 +133,8 @@ def check_data(run: Run) -> None:
             raise ConfigError(f"{run.family} wants {name}{list(wanted.shape)}; data {run.data.name!r} gives {have}")
     epochs = run.steps * run.batch_size / data.train_examples(run.data)
     if epochs > run.max_epochs:
-        raise ConfigError(f"budget {run.budget} is {epochs:.2f} epochs of {run.data.name!r}, over {run.max_epochs}")
+        name, most = run.data.name, run.max_epochs
+        raise ConfigError(f"budget {run.budget} is {epochs:.2f} epochs of {name!r}, over max_epochs {most}")
 
 
 def evaluate(run: Run, state: State, mesh: Mesh) -> float:

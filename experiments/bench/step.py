@@ -3,8 +3,8 @@
     python -m experiments.bench.step [--rounds=7] [--seconds=1.5]
 
 Byte vocabulary, 128 tokens, batch 32, AdamW, float32. "ours" is one run with two threads (data parallel over two
-emulated devices), "machine" is what a sweep does (one single-threaded run a core, both at once), "PyTorch" is eager with
-two threads. Needs the extra `bench`. Prints a table and writes runs/bench/step.json.
+emulated devices), "machine" is what a sweep does (one single-threaded run a core, both at once), "PyTorch" is eager
+with two threads. Needs the extra `bench`. Prints a table and writes runs/bench/step.json.
 """
 
 import json
