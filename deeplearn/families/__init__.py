@@ -6,7 +6,7 @@ from types import ModuleType
 
 from deeplearn.config import ConfigError, nearest
 
-_NOT_FAMILIES = {"family", "counting"}
+_NOT_FAMILIES = {"family", "counting", "next_token"}
 
 
 def names() -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from flax import linen as nn
 from jax import Array, numpy as jnp
 
 from deeplearn.config import ConfigError
-from deeplearn.families.family import Aux, Batch, Objective, Variables
+from deeplearn.families import next_token
+from deeplearn.families.family import Batch, Objective, Variables
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
-from deeplearn.layers.losses import cross_entropy
 from deeplearn.layers.recurrent import LSTM, Carry
 
 UNIT = "nats/token"
@@ -60,13 +60,8 @@ class LanguageModel(nn.Module):
         return Dense(c.vocab, ("embed", "vocab"), name="head")(x_BxLxD), tuple(new_carries)
 
 
-def example(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """One window of text: the model reads the first L tokens and predicts the last L."""
-    return {"tokens": jax.ShapeDtypeStruct((config.seq_len + 1,), jnp.int32)}
-
-
-def tokens_per_example(config: Config) -> int:
-    return config.seq_len
+example = next_token.example
+tokens_per_example = next_token.tokens_per_example
 
 
 def init(config: Config, key: Array, batch: Batch) -> Variables:
@@ -78,26 +73,13 @@ def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
     return LanguageModel(config).apply(variables, tokens_BxL)[0]
 
 
-def _token_losses(config: Config, variables: Variables, batch: Batch) -> Array:
-    tokens = batch["tokens"]
-    return cross_entropy(apply(config, variables, tokens[:, :-1]), tokens[:, 1:])
-
-
 def objectives(config: Config) -> tuple[Objective, ...]:
-    """Mean next-token cross-entropy. The state is zero at the start of each window."""
-
-    def loss(variables: Variables, batch: Batch, key: Array, train: bool) -> tuple[Array, Aux]:
-        del key, train
-        return jnp.mean(_token_losses(config, variables, batch)), Aux({}, {})
-
-    return (Objective("next_token", (), loss),)
+    return next_token.objectives(apply, config)
 
 
 def evaluate(config: Config, variables: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:
-    """Summed cross-entropy in nats and the number of tokens."""
     del key
-    losses_BxL = _token_losses(config, variables, batch)
-    return jnp.sum(losses_BxL), jnp.float32(losses_BxL.size)
+    return next_token.evaluate(apply, config, variables, batch)
 
 
 def sample(
