@@ -101,7 +101,7 @@ def loop_overhead(rounds: int) -> float:
 def main(argv: list[str]) -> int:
     del argv
     console = Console()
-    if os.getloadavg()[0] > 0.5:
+    if os.getloadavg()[0] > 1:
         console.print("this machine is busy with something else: the PyTorch side suffers most, ratios mean little")
     rows = []
     table = Table(title=f"Training step, tokens/s: medians of {_ROUNDS.value} interleaved turns")
