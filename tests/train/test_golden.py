@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import after, short_run
+from short_runs import after, short_run
 
 from deeplearn import families
 

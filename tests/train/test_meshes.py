@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from runs import after, short_run
+from short_runs import after, short_run
 
 from deeplearn import families, sharding
 from deeplearn.config import ConfigError

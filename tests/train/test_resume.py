@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import short_run
+from short_runs import short_run
 
 from deeplearn import families, sharding
 from deeplearn.config import ConfigError
