@@ -96,11 +96,6 @@ def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, tuple(mesh.shape)))
 
 
-def batch_ways(mesh: Mesh) -> int:
-    """How many pieces a batch is cut into."""
-    return mesh.size
-
-
 def rules(mesh: Mesh) -> list[tuple[str, tuple[str, ...]]]:
-    """RULES for this mesh, as flax's logical constraints on activations want them."""
+    """The rule for activations on this mesh, as flax's logical constraints want it: the batch goes over every axis."""
     return [("batch", tuple(mesh.shape))]

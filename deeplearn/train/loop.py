@@ -27,7 +27,7 @@ from deeplearn.train.step import make_steps
 
 
 class Progress(NamedTuple):
-    """Where a run is. tokens_per_s is 0 until the first dispatch is through."""
+    """Where a run is. loss: mean over the last dispatch. tokens_per_s: mean over all attempts."""
 
     step: int
     steps: int
@@ -65,9 +65,9 @@ def on_mesh(mesh: Mesh) -> Iterator[None]:
 @functools.lru_cache(maxsize=16)
 def compiled_steps(program: Run, mesh: Mesh, count: int) -> Any:
     """`count` updates as one compiled program, shared by all runs whose `program` is this one. The state is donated."""
-    batch = jax.ShapeDtypeStruct
+    where = sharding.of_batch(mesh, leading=1)
     batches = {
-        k: batch((count, program.batch_size, *s.shape), s.dtype, sharding=sharding.of_batch(mesh, leading=1))
+        k: jax.ShapeDtypeStruct((count, program.batch_size, *s.shape), s.dtype, sharding=where)
         for k, s in families.get(program.family).example(program.model).items()
     }
     return jax.jit(make_steps(program), donate_argnums=0).lower(states.abstract(program, mesh), batches).compile()
@@ -116,11 +116,12 @@ def _dispatches(run: Run, step: int) -> set[int]:
 
 def check(run: Run, mesh: Mesh) -> None:
     """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch."""
-    ways = sharding.batch_ways(mesh)
     sizes = {"batch_size / microbatches": run.batch_size // run.microbatches, "eval_batch": run.eval_batch}
     for name, size in sizes.items():
-        if size % ways:
-            raise ConfigError(f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {ways} places")
+        if size % mesh.size:
+            raise ConfigError(
+                f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {mesh.size} places"
+            )
     check_data(run)
 
 
