@@ -42,7 +42,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random starts and of the bo
 
 def main(argv: list[str]) -> int:
     def read(split: str) -> laws.Table:
-        return laws.read_csv(argv[1], _PARAMS.value, _TOKENS.value, _LOSS.value, _FLOPS.value, _UNIT.value, split)
+        given = {"params": _PARAMS.value, "tokens": _TOKENS.value, "flops": _FLOPS.value, "loss": _LOSS.value}
+        names = {name: column for name, column in given.items() if column}
+        return laws.read_csv(argv[1], laws.FORMS[_FORM.value].columns, names=names, unit=_UNIT.value, split=split)
 
     budgets = _budgets(_BUDGETS.value)
     table, held_out = read("fit"), read("held_out")

@@ -2,15 +2,17 @@
 
     from deeplearn import laws
     fit = laws.fit(laws.read_csv("runs.csv"))
-    fit.params["alpha"], fit.predict(params=1e9, tokens=2e10), fit.optimal(flops=1e21), fit.warnings
+    fit.params["alpha"], fit.predict(1e9, 2e10), fit.optimal(flops=1e21), fit.warnings
 
 Stands alone: imports NumPy and JAX and nothing else of the library.
 """
 
 from deeplearn.laws.allocation import Allocation
-from deeplearn.laws.fitting import Certificate, Fit, fit
-from deeplearn.laws.forms import FORMS, Form
-from deeplearn.laws.table import Table, TableError, read_csv
+from deeplearn.laws.catalogue import FORMS
+from deeplearn.laws.certificate import Certificate
+from deeplearn.laws.fitting import Fit, fit
+from deeplearn.laws.forms import Form
+from deeplearn.laws.table import Table, TableError, read_csv, runs
 from deeplearn.laws.uncertainty import Interval, Prediction
 
 __all__ = [
@@ -25,4 +27,5 @@ __all__ = [
     "TableError",
     "fit",
     "read_csv",
+    "runs",
 ]

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from types import SimpleNamespace
 
 import numpy as np
 
-from deeplearn.laws import uncertainty, verdicts
+from deeplearn.laws import search, uncertainty, verdicts
 from deeplearn.laws.allocation import Allocation, optimal_params
-from deeplearn.laws.forms import FORMS, Form
-from deeplearn.laws.solve import profile_starts, solve, stages
+from deeplearn.laws.catalogue import FORMS
+from deeplearn.laws.certificate import Certificate, certify
+from deeplearn.laws.forms import Form
+from deeplearn.laws.solve import Problem, stages
 from deeplearn.laws.table import Table, TableError
 from deeplearn.laws.uncertainty import Interval, Prediction
 
 BUDGETS = (1.0, 10.0, 100.0)  # where `to_json` allocates compute, times the dearest fitted run
-
-
-@dataclasses.dataclass(frozen=True)
-class Certificate:
-    """Evidence that the optimum was found.
-
-    Attributes:
-      share_at_optimum: share of the random starts whose objective is within 1e-6 (relative) of the best.
-      gradient_norm: largest cosine between the bounded residuals and a column of the Jacobian: 0 at an optimum.
-      condition_number: of the Jacobian of log loss with columns of unit length; large when parameters trade off.
-      converged: the gradient is nil and at least half of the starts agree.
-      objective: sum over runs of the loss function of the log-loss residuals, at the optimum.
-    """
-
-    share_at_optimum: float
-    gradient_norm: float
-    condition_number: float
-    converged: bool
-    objective: float
+LOSSES = ("huber", "l1", "squared", "quantile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +36,9 @@ class Fit:
       residuals: log measured loss - log fitted loss of each run [n].
       table: the runs that were fitted.
       widening: factor by which the rolling hold-outs stretched the prediction bands, 1 when they saw no need.
+      problem: what was minimised, over centred variables.
+      best: the parameters at the optimum [P], coefficients first, over centred variables.
+      cloud: bootstrap replicates of `best` [R, P].
     """
 
     form: str
@@ -63,32 +51,49 @@ class Fit:
     residuals: np.ndarray
     table: Table
     widening: float
-    _laws: _Laws = dataclasses.field(repr=False)
+    problem: Problem = dataclasses.field(repr=False)
+    best: np.ndarray = dataclasses.field(repr=False)
+    cloud: np.ndarray = dataclasses.field(repr=False)
     _noise: np.ndarray = dataclasses.field(repr=False)  # draws of the noise of one run, in log loss
 
-    def curve(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
-        """Predicted loss at params and tokens, which broadcast."""
-        return np.exp(self._laws.log_loss(self._laws.best[None], params, tokens)[0])
+    def curve(self, *values: np.ndarray | float) -> np.ndarray:
+        """Predicted loss at values of the law's columns, in their order (params, tokens ...), which broadcast."""
+        return np.exp(self._log_loss(self.best[None], values)[0])
 
-    def predict(self, params: np.ndarray | float, tokens: np.ndarray | float) -> Prediction:
-        """Loss of ONE NEW RUN at params and tokens (which broadcast), with its 95 % band.
+    def draws(self, *values: np.ndarray | float) -> np.ndarray:
+        """Loss [R, ...] of each bootstrap replicate at values of the law's columns, which broadcast to [...]."""
+        return np.exp(self._log_loss(self.cloud, values))
+
+    def predict(self, *values: np.ndarray | float) -> Prediction:
+        """Loss of ONE NEW RUN at values of the law's columns (which broadcast), with its 95 % band.
 
         The band holds the uncertainty of the parameters (bootstrap), the noise of one run, and what the law itself
         was seen to miss when its cheaper runs predicted its dearer ones (`widening`).
         """
-        params, tokens = np.broadcast_arrays(params, tokens)
-        center = self._laws.log_loss(self._laws.best[None], params.ravel(), tokens.ravel())[0]
-        draws = self._laws.log_loss(self._laws.replicates, params.ravel(), tokens.ravel())
-        low, high = uncertainty.band(center, draws, self._noise, self.widening)
-        return Prediction(*(np.exp(end).reshape(params.shape) for end in (center, low, high)))
+        values = np.broadcast_arrays(*values)
+        center = self._log_loss(self.best[None], values)[0]
+        draws = self._log_loss(self.cloud, values).reshape(len(self.cloud), -1)
+        low, high = uncertainty.band(center.ravel(), draws, self._noise, self.widening)
+        return Prediction(*(np.exp(end).reshape(center.shape) for end in (center, low, high)))
 
     def optimal(self, flops: np.ndarray | float) -> Allocation:
-        """Compute-optimal params and tokens for budgets of C = 6 N D training FLOPs."""
+        """Compute-optimal params and tokens for budgets of C = 6 N D training FLOPs.
+
+        Raises ValueError for a law that does not say how params and tokens trade off.
+        """
+        law = self.problem.form
+        if law.allocation is None:
+            raise ValueError(f"the {self.form} law does not say how params and tokens trade off")
         flops = np.asarray(flops, np.float64)
-        names = ("A", "B", "alpha", "beta")
-        n_opt = optimal_params(*(self.params[name].value for name in names), flops)
-        columns = [self.replicates[name].reshape((-1,) + (1,) * flops.ndim) for name in names]
-        draws = optimal_params(*columns, flops)
+
+        def best_params(values: dict[str, np.ndarray | float], shape: tuple[int, ...]) -> np.ndarray:
+            values = {**dict(law.pinned), **values}
+            a, b = law.allocation(SimpleNamespace(**values))
+            columns = (np.reshape(value, shape) for value in np.broadcast_arrays(values["A"], values["B"], a, b))
+            return optimal_params(*columns, flops)
+
+        n_opt = best_params({name: interval.value for name, interval in self.params.items()}, ())
+        draws = best_params(self.replicates, (-1,) + (1,) * flops.ndim)
         # A replicate with neither term has no optimum: it counts as everything and as nothing.
         low = uncertainty.percentile_interval(n_opt, np.where(np.isnan(draws), 0.0, draws)).lo
         high = uncertainty.percentile_interval(n_opt, np.where(np.isnan(draws), np.inf, draws)).hi
@@ -101,21 +106,30 @@ class Fit:
 
     def to_json(self) -> dict:
         """The fit in plain JSON types; open ends of intervals are None."""
-        budgets = np.array(BUDGETS) * self.table.flops.max()
-        best = [self.optimal(flops) for flops in budgets]
         condition = _plain(self.certificate.condition_number)  # infinite for columns that are multiples of each other
-        return {
+        law = {
             "form": self.form,
             "unit": self.unit,
             "n_runs": self.n_runs,
             "params": {name: _plain(interval) for name, interval in self.params.items()},
             "certificate": {**dataclasses.asdict(self.certificate), "condition_number": condition},
             "widening": self.widening,
-            "optimal": [
-                {name: _plain(getattr(b, name)) for name in ("flops", "params", "tokens", "loss")} for b in best
-            ],
             "warnings": list(self.warnings),
         }
+        if self.problem.form.allocation is not None:
+            best = [self.optimal(flops) for flops in np.array(BUDGETS) * self.table.flops.max()]
+            names = ("flops", "params", "tokens", "loss")
+            law["optimal"] = [{name: _plain(getattr(b, name)) for name in names} for b in best]
+        return law
+
+    def _log_loss(self, p_RxP: np.ndarray, values: tuple[np.ndarray | float, ...]) -> np.ndarray:
+        """log loss [R, ...] of R laws at values that broadcast to [...]."""
+        law, at = self.problem.form, self.problem.at
+        if len(values) != len(law.columns):
+            raise ValueError(f"the {self.form} law takes {', '.join(law.columns)}; {len(values)} values were given")
+        values = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
+        x = tuple(np.log(value).ravel() - mean for value, mean in zip(values, at, strict=False))
+        return (_laws(law, p_RxP, x, at) + at[-1]).reshape((len(p_RxP), *values[0].shape))
 
 
 def _plain(value):
@@ -126,115 +140,112 @@ def _plain(value):
     return float(value) if np.isfinite(value) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Laws:
-    """The fitted law and its replicates, over centred variables, and the centre."""
-
-    form: Form
-    center: tuple[float, float, float]  # mean log params, log tokens, log loss
-    best: np.ndarray  # [P], coefficients first
-    replicates: np.ndarray  # [R, P]
-
-    def log_loss(self, p_RxP: np.ndarray, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
-        """log loss [R, ...] of R laws at params and tokens, which broadcast to [...]."""
-        params, tokens = np.broadcast_arrays(np.asarray(params, np.float64), np.asarray(tokens, np.float64))
-        x, y = np.log(params).ravel() - self.center[0], np.log(tokens).ravel() - self.center[1]
-        return (_log_loss(self.form, p_RxP, x, y) + self.center[2]).reshape((len(p_RxP), *params.shape))
-
-    def original(self, p_RxP: np.ndarray) -> dict[str, np.ndarray]:
-        """name -> [R], in the units of the table."""
-        k = len(self.form.coefficients)
-        theta = p_RxP[:, k:]
-        c = self.form.original(theta, p_RxP[:, :k], *self.center[:2]) * np.exp(self.center[2])
-        return dict(zip(self.form.names, np.concatenate([c, theta], axis=1).T, strict=True))
+def _laws(form: Form, p_RxP: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:
+    """Centred log loss [R, n] of R laws at centred x."""
+    return np.stack([form.log_loss(p_P, x, at) for p_P in p_RxP])
 
 
-def _log_loss(form: Form, p_RxP: np.ndarray, x_n: np.ndarray, y_n: np.ndarray) -> np.ndarray:
-    k = len(form.coefficients)
-    return np.log([p_P[:k] @ form.basis(p_P[k:], x_n, y_n) for p_P in p_RxP])
+def center(table: Table, form: Form) -> tuple[tuple[np.ndarray, ...], np.ndarray, tuple[float, ...]]:
+    """Centred logarithms of the form's columns and of the loss, each [n], and where their centres are."""
+    logs = [np.log(table[name]) for name in (*form.columns, table.response)]
+    at = tuple(float(column.mean()) for column in logs)
+    *x, t = (column - mean for column, mean in zip(logs, at, strict=True))
+    return tuple(x), t, at
 
 
 def fit(
     table: Table,
-    form: str = "chinchilla",
+    form: str | Form = "chinchilla",
     loss: str = "huber",
     delta: float = 1e-3,
+    quantile: float = 0.5,
+    linear: bool = False,
     starts: int = 256,
     replicates: int = 1000,
+    bootstrap: str = "pairs",
     seed: int = 0,
 ) -> Fit:
     """Fits a law to runs.
 
     Minimises the sum over runs of a loss of log predicted - log measured loss, from many random starts, and refits
-    `replicates` pairs-bootstrap tables, each with its own search.
+    `replicates` bootstrap tables, each with its own search.
 
     Args:
       table: the runs.
-      form: name of the law (`FORMS`).
-      loss: "huber", "l1" or "squared".
+      form: a law, or the name of one (`FORMS`).
+      loss: "huber", "l1", "squared" or "quantile".
       delta: where the Huber loss turns from squared to absolute, in log loss.
+      quantile: share of the runs that are to lie below the law, for loss "quantile": .1 follows the frontier of runs
+        with mixed hyperparameters.
+      linear: compare losses rather than their logarithms.
       starts: random starts of the fit.
       replicates: bootstrap replicates.
+      bootstrap: "pairs" draws runs (or clusters of runs, if the table has them) anew; "wild" keeps them and turns the
+        signs of their residuals, of a cluster together (Wu 1986).
       seed: of the starts and the resampling; the result is a function of the table and the arguments.
 
     Raises:
-      TableError: for a table with fewer runs than the law has parameters.
-      ValueError: for an unknown form or loss.
+      TableError: for a table with fewer runs than the law has parameters, or without one of its columns.
+      ValueError: for an unknown form, loss or bootstrap.
     """
-    law = FORMS[_known("form", form, FORMS)]
-    deltas = stages(_known("loss", loss, ("huber", "l1", "squared")), delta)
-    n, n_fitted = len(table), len(law.names)
-    if n < n_fitted:
-        raise TableError(f"{n} runs cannot determine the {n_fitted} parameters of the {form} law")
+    law = form if isinstance(form, Form) else FORMS[_known("form", form, FORMS)]
+    deltas = stages(_known("loss", loss, LOSSES), delta)
+    _known("bootstrap", bootstrap, ("pairs", "wild"))
+    n, size = len(table), len(law.names)
+    if n < size:
+        raise TableError(f"{n} runs cannot determine the {size} parameters of the {law.name} law")
     rng = np.random.default_rng(seed)
-    logs = np.log(table.params), np.log(table.tokens), np.log(table.loss)
-    center = tuple(float(column.mean()) for column in logs)
-    x, y, t = (column - mean for column, mean in zip(logs, center, strict=True))
+    x, t, at = center(table, law)
+    problem = Problem(law, x, t, at, deltas, quantile if loss == "quantile" else 0.5, linear)
+    best, objective, at_optimum = search.global_fit(problem, starts, rng)
+    residuals = t - law.log_loss(best, x, at)
 
-    theta = rng.uniform(law.lower, law.upper, (starts, len(law.lower)))
-    found, value = solve(law, theta, np.ones((starts, n)), t, x, y, deltas)
-    best, objective = found[value.argmin()], value.min()
-    at_optimum = float(np.mean(value <= objective * (1 + 1e-6) + 1e-20))
+    draw = search.pairs if bootstrap == "pairs" else search.wild
+    cloud = search.refit(problem, best, draw(rng, n, replicates, table.clusters, residuals))
 
-    # One batch: bootstrap replicates of all the runs, then for each rolling hold-out its fit and its replicates.
-    held_in = uncertainty.splits(table.flops, n_fitted)
-    weights = [uncertainty.resample(rng, np.ones(n), replicates)]
-    for mask in held_in:
-        weights += [mask[None].astype(float), uncertainty.resample(rng, mask, uncertainty.SPLIT_REPLICATES)]
-    fits = _search(law, np.concatenate(weights), best, t, x, y, deltas)
-    laws = _Laws(law, center, best, fits[:replicates])
-    residuals = t - _log_loss(law, best[None], x, y)[0]
-
-    rolling = fits[replicates:].reshape(len(held_in), 1 + uncertainty.SPLIT_REPLICATES, n_fitted)
+    # Rolling hold-outs: fits to the cheaper runs, each with replicates of its own, against the dearer ones.
     scores = []
-    for mask, fits_RxP in zip(held_in, rolling, strict=True):
-        log_Rxn = _log_loss(law, fits_RxP, x, y)
+    for mask in uncertainty.splits(_cost(table, law), size):
+        kept = np.flatnonzero(mask)
+        part = dataclasses.replace(problem, x=tuple(column[kept] for column in x), t=t[kept])
+        whole = [(np.ones((1, len(kept))), None)]
+        draws = search.pairs(rng, len(kept), uncertainty.SPLIT_REPLICATES, None, None)
+        fits_RxP = search.refit(part, best, [*whole, *draws])
+        log_Rxn = _laws(law, fits_RxP, x, at)
         error = t - log_Rxn[0]
-        draws = uncertainty.noise(rng, error[mask], n_fitted)
-        low, high = uncertainty.band(log_Rxn[0, ~mask], log_Rxn[1:, ~mask], draws, 1.0)
+        noise = uncertainty.noise(rng, error[mask], size)
+        low, high = uncertainty.band(log_Rxn[0, ~mask], log_Rxn[1:, ~mask], noise, 1.0)
         scores.append(error[~mask] / ((high - low) / (2 * 1.96) + 1e-12))
+    widening = uncertainty.widening(scores)
 
-    values, clouds = laws.original(best[None]), laws.original(laws.replicates)
+    values, clouds = law.original(best[None], at), law.original(cloud, at)
     params = {
         name: Interval(*map(float, dataclasses.astuple(uncertainty.percentile_interval(values[name][0], clouds[name]))))
         for name in law.names
     }
-    widening = uncertainty.widening(scores)
-    certificate = _certify(law, best, x, y, residuals, deltas[-1], at_optimum, float(objective))
+    certificate = certify(problem, best, residuals, at_optimum, objective)
     return Fit(
-        form=form,
+        form=law.name,
         unit=table.unit,
         n_runs=n,
         params=params,
         certificate=certificate,
-        warnings=table.notes + verdicts.verdicts(law, table, params, certificate, widening),
+        warnings=table.notes + verdicts.verdicts(problem, table, params, best, cloud, certificate, widening),
         replicates=clouds,
         residuals=residuals,
         table=table,
         widening=widening,
-        _laws=laws,
-        _noise=uncertainty.noise(rng, residuals, n_fitted),
+        problem=problem,
+        best=best,
+        cloud=cloud,
+        _noise=uncertainty.noise(rng, residuals, size),
     )
+
+
+def _cost(table: Table, law: Form) -> np.ndarray:
+    """What orders runs from cheap to dear [n]: FLOPs where they are known, else the last column of the law."""
+    has_flops = "flops" in table.columns or {"params", "tokens"} <= set(table.columns)
+    return table.flops if has_flops else table[law.columns[-1]]
 
 
 def _known(kind: str, word: str, options) -> str:
@@ -243,33 +254,3 @@ def _known(kind: str, word: str, options) -> str:
     near = difflib.get_close_matches(str(word), list(options), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
     raise ValueError(f"unknown {kind} {word!r}; {hint}")
-
-
-def _search(law: Form, weights_RxN: np.ndarray, best: np.ndarray, t, x, y, deltas) -> np.ndarray:
-    """Best parameters [R, P] for each row of weights: from the optimum of the fit, and from a global search."""
-    near, far = np.tile(best[-len(law.lower) :], (len(weights_RxN), 1)), profile_starts(law, weights_RxN, t, x, y)
-    deltas = np.maximum(deltas, 1e-6)  # the scatter of replicates needs no nine digits of L1
-    # From nearby the smooth first stages would only lead away.
-    p_near, value_near = solve(law, near, weights_RxN, t, x, y, np.minimum(deltas, max(1e-3, deltas[-1])))
-    p_far, value_far = solve(law, far, weights_RxN, t, x, y, deltas)
-    return np.where((value_far < value_near)[:, None], p_far, p_near)
-
-
-def _certify(law, best, x, y, residuals, delta, at_optimum: float, objective: float) -> Certificate:
-    k = len(law.coefficients)
-    # Central differences are plenty here: nothing is optimised with them.
-    step = 1e-6
-    shifted = _log_loss(law, np.concatenate([best + step * np.eye(len(best)), best - step * np.eye(len(best))]), x, y)
-    jacobian = (shifted[: len(best)] - shifted[len(best) :]).T / (2 * step)
-    lengths = np.linalg.norm(jacobian, axis=0)
-    jacobian = jacobian / np.where(lengths > 0, lengths, 1.0)
-    pull = np.clip(residuals, -delta, delta)
-    cosine = jacobian.T @ pull / max(np.linalg.norm(pull), 1e-300)
-    low = np.concatenate([np.zeros(k), law.lower])
-    high = np.concatenate([np.full(k, np.inf), law.upper])
-    free = ~((best <= low) & (cosine < 0)) & ~((best >= high) & (cosine > 0))
-    gradient = float(np.max(np.abs(cosine[free]), initial=0.0))
-    condition = float(np.linalg.cond(jacobian[:, free]))
-    # Residuals at the level of rounding have no direction: runs that the law fits exactly.
-    exact = bool(np.max(np.abs(residuals)) < 1e-9)
-    return Certificate(at_optimum, gradient, condition, (gradient < 1e-5 or exact) and at_optimum >= 0.5, objective)

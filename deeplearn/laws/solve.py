@@ -1,9 +1,9 @@
 """The batched solver: many small robust fits of one form, as one program in float64.
 
-A problem is (weights [n], log losses [n], start theta [T]). Its coefficients start from an exact non-negative linear
+A problem is (weights [n], start [P]) of the runs that all problems share. Coefficients start from an exact linear
 solve, and coefficients and exponents are then refined together by a projected Newton method on
 
-    sum_i w_i huber_delta(log L(x_i, y_i) - log loss_i).
+    sum_i w_i a(r_i) huber_delta(r_i),    r_i = log L(x_i) - log loss_i,    a(r) = 2 tau if r < 0 else 2 (1 - tau).
 
 With noise well above delta this objective is nearly an absolute value: its Hessian sees only the few runs within
 delta, and Newton alone would jump about. So the damping matrix is that of iteratively reweighted least squares,
@@ -13,178 +13,357 @@ itself comes down in stages from a smooth problem to the one asked for, which al
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplearn.laws.forms import Array, Form
+from deeplearn.laws.forms import TINY, Array, Form
 
-CHUNK = 256  # problems in one call: one shape, so one compilation, whatever is asked
-MAX_STEPS = 100  # per stage of delta
-GRID = 8  # points for each exponent in `profile_starts`
+ELEMENTS = 8192  # runs times problems in one call: what fits a core's cache
+STEPS = 8  # Newton steps of a call; problems that need more are packed anew, so that none waits for the slowest
+ROUNDS = 60
+PRODUCTS = 2**24  # numbers that `profile` holds at once
 FIRST_DAMPING = 1.0
 FIRST_DELTA = 0.1  # log-loss residuals are far smaller than this: the first stage is least squares
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Runs and objective that a batch of fits shares.
+
+    Attributes:
+      form: the law.
+      x: centred logarithms of the form's columns, each [n].
+      t: centred log losses [n].
+      at: centre of each column and of log loss.
+      deltas: stages of the continuation (`stages`).
+      tau: quantile that is fitted: .5 treats both sides alike.
+      linear: compare losses rather than their logarithms.
+    """
+
+    form: Form
+    x: tuple[np.ndarray, ...]
+    t: np.ndarray
+    at: tuple[float, ...]
+    deltas: np.ndarray
+    tau: float = 0.5
+    linear: bool = False
+
+    @functools.cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds [P], coefficients first."""
+        k = len(self.form.free)
+        low, high = self.form.bounds(dict(zip(self.form.columns, self.x, strict=True)))
+        return np.concatenate([np.zeros(k), low]), np.concatenate([np.full(k, np.inf), high])
+
+
+class _Runs(NamedTuple):
+    x: tuple[Array, ...]
+    at: tuple[Array, ...]
+    deltas_S: Array
+    tau: Array
+    low_P: Array
+    high_P: Array
+
+
+class _Quadratic(NamedTuple):
+    """value, gradient [P], Hessian [P, P] and reweighted-least-squares metric [P, P] of the objective at a point."""
+
+    value: Array
+    gradient_P: Array
+    hessian_PxP: Array
+    metric_PxP: Array
+
+
+class _State(NamedTuple):
+    """p: best so far. tried: to be evaluated next. stage: counts up to the number of deltas, where it is finished."""
+
+    p_P: Array
+    tried_P: Array
+    at_p: _Quadratic
+    damping: Array
+    stage: Array
+
+
 def stages(loss: str, delta: float) -> np.ndarray:
-    """The deltas of the continuation for a loss: "huber", "l1" or "squared"."""
+    """The deltas of the continuation for a loss: "huber", "l1", "quantile" or "squared"."""
     if loss == "squared":
         return np.array([1e6])
-    if loss == "l1":
-        return np.geomspace(FIRST_DELTA, 1e-9, 5)
-    return np.geomspace(max(FIRST_DELTA, delta), delta, 3)
+    if loss == "huber":
+        return np.geomspace(max(FIRST_DELTA, delta), delta, 3)
+    return np.geomspace(FIRST_DELTA, 1e-9, 5)
 
 
-def _positive_solve(a_PxP: Array, b_P: Array) -> Array:
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a_PxP), b_P)
+def solve_positive(a: Array, b_P: Array) -> Array:
+    """x [P] of A x = b for a positive definite A [P, P]; nan if it is not. Unrolled: P is small, and lanes are many."""
+    size = b_P.shape[0]
+    low: list[list[Array]] = []
+    for i in range(size):
+        row: list[Array] = []
+        for j in range(i + 1):
+            rest = a[i, j] - sum(row[m] * (low[j] if j < i else row)[m] for m in range(j))
+            row.append(jnp.sqrt(rest) if i == j else rest / low[j][j])
+        low.append(row)
+    y: list[Array] = []
+    for i in range(size):
+        y.append((b_P[i] - sum(low[i][m] * y[m] for m in range(i))) / low[i][i])
+    x: list[Array] = [None] * size
+    for i in reversed(range(size)):
+        x[i] = (y[i] - sum(low[m][i] * x[m] for m in range(i + 1, size))) / low[i][i]
+    return jnp.stack(x)
 
 
-def _nonnegative_solve(phi_KxN: Array, w_n: Array, loss_n: Array) -> Array:
-    """argmin_{c >= 0} sum_i w_i (sum_k c_k phi_ki / loss_i - 1)^2, exactly: every support is tried."""
-    k = phi_KxN.shape[0]
-    rel_KxN = phi_KxN / loss_n[None, :]
-    gram_KxK = (rel_KxN * w_n[None, :]) @ rel_KxN.T
-    gram_KxK = gram_KxK + 1e-12 * jnp.trace(gram_KxK) * jnp.eye(k)
-    rhs_K = rel_KxN @ w_n
-    supports_SxK = np.array(list(itertools.product([0.0, 1.0], repeat=k))[1:])
-
-    def on_support(m_K):
-        c_K = _positive_solve(gram_KxK * m_K[:, None] * m_K[None, :] + jnp.diag(1.0 - m_K), m_K * rhs_K)
-        cost = c_K @ gram_KxK @ c_K - 2.0 * rhs_K @ c_K
-        return c_K, jnp.where(jnp.all(c_K >= 0.0), cost, jnp.inf)
-
-    c_SxK, cost_S = jax.vmap(on_support)(supports_SxK)
-    return jnp.take(c_SxK, jnp.argmin(cost_S), axis=0)
-
-
-def _quadratic(form: Form, p_P: Array, w_n: Array, t_n: Array, x_n: Array, y_n: Array, delta: Array):
-    """The objective at p with its gradient [P], Hessian [P, P] and reweighted-least-squares metric [P, P].
-
-    The law is linear in its coefficients, so that of all second derivatives only those of the basis are needed.
-    """
-    k = len(form.coefficients)
+def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, runs: _Runs, delta: Array) -> _Quadratic:
+    """The law is linear in its coefficients, so that of all second derivatives only those of the basis are needed."""
+    k, exponents = len(form.free), len(form.exponents)
     c_K, theta_T = p_P[:k], p_P[k:]
-    basis = functools.partial(form.basis, x_n=x_n, y_n=y_n)
-    phi_KxN = basis(theta_T)
-    d_KxNxT = jax.jacfwd(basis)(theta_T)
-    dd_KxNxTxT = jax.jacfwd(jax.jacfwd(basis))(theta_T)
 
-    law_n = jnp.maximum(c_K @ phi_KxN, 1e-12)
-    r_n = jnp.log(law_n) - t_n
+    def basis(theta_T):
+        phi_KxN, offset_n, q = form.basis(theta_T, runs.x, runs.at)
+        return phi_KxN, offset_n + c_K @ phi_KxN, q
+
+    # Forward derivatives, an exponent at a time: the runs stay the last axis, which is the one that is contiguous.
+    axes = list(jnp.eye(exponents))
+    first = [lambda theta_T, e=e: jax.jvp(basis, (theta_T,), (e,))[1] for e in axes]
+    phi_KxN, f_n, q = basis(theta_T)
+    phi_TxKxN, f_TxN, q_T = jax.tree.map(lambda *d: jnp.stack(d), *(d(theta_T) for d in first))
+    bends = {(i, j): jax.jvp(first[i], (theta_T,), (axes[j],))[1] for i in range(exponents) for j in range(i + 1)}
+    bend = [[bends[max(i, j), min(i, j)] for j in range(exponents)] for i in range(exponents)]
+
+    f_n = jnp.maximum(f_n, TINY)
+    log_n = jnp.log(f_n)
+    slope_PxN = jnp.concatenate([phi_KxN, f_TxN]) / f_n[None]  # of log f
+    q_P = jnp.concatenate([jnp.zeros(k), q_T])
+    j_PxN = q * slope_PxN + (0.0 if form.power is None else q_P[:, None] * log_n[None])
+    r_n = q * log_n - t_n
+    scale_n = jnp.ones_like(r_n)  # of the residual beside its logarithm
+    if linear:
+        scale_n = jnp.exp(q * log_n)
+        r_n = scale_n - jnp.exp(t_n)
+
+    w_n = w_n * jnp.where(r_n < 0, 2.0 * runs.tau, 2.0 - 2.0 * runs.tau)
     psi_n = jnp.clip(r_n, -delta, delta)
-    j_PxN = jnp.concatenate([phi_KxN, jnp.einsum("k,knt->tn", c_K, d_KxNxT)]) / law_n[None, :]
-
-    pull_n = w_n * psi_n
-    mixed_KxT = jnp.einsum("knt,n->kt", d_KxNxT, pull_n / law_n)
-    exponents_TxT = jnp.einsum("k,knst,n->st", c_K, dd_KxNxTxT, pull_n / law_n)
-    bend_PxP = jnp.block([[jnp.zeros((k, k)), mixed_KxT], [mixed_KxT.T, exponents_TxT]])
     inside_n = jnp.where(jnp.abs(r_n) <= delta, 1.0, 0.0)
-    hessian_PxP = (j_PxN * (w_n * inside_n - pull_n)[None, :]) @ j_PxN.T + bend_PxP
-    metric_PxP = (j_PxN * (w_n * delta / jnp.maximum(jnp.abs(r_n), delta))[None, :]) @ j_PxN.T
-    return jnp.sum(w_n * psi_n * (r_n - 0.5 * psi_n)), j_PxN @ pull_n, hessian_PxP, metric_PxP
+    pull_n = w_n * psi_n * scale_n
+    # Second derivatives of q log f: of the basis, of the logarithm and of the power.
+    share_n = pull_n / f_n
+    mixed_TxK = phi_TxKxN @ share_n
+    bend_TxT = jnp.array([[f_n @ share_n for _, f_n, _ in row] for row in bend])
+    bend_PxP = q * jnp.block([[jnp.zeros((k, k)), mixed_TxK.T], [mixed_TxK, bend_TxT]])
+    inner_n = w_n * inside_n * scale_n**2 + (pull_n if linear else 0.0)
+    outer_n = w_n * scale_n**2 * delta / jnp.maximum(jnp.abs(r_n), delta)
+    # Else each product below would compute all of this again.
+    j_PxN, inner_n, outer_n, pull_n = jax.lax.optimization_barrier((j_PxN, inner_n, outer_n, pull_n))
+    if form.power is None:
+        both_QxN = jnp.concatenate([j_PxN * (inner_n - pull_n)[None], j_PxN * outer_n[None]])
+        hessian_PxP, metric_PxP = jnp.split(j_PxN @ both_QxN.T, 2, axis=1)
+        hessian_PxP = hessian_PxP + bend_PxP
+    else:
+        q_TxT = jnp.array([[q for _, _, q in row] for row in bend])
+        drift_P = slope_PxN @ pull_n
+        turn_PxP = jnp.zeros_like(bend_PxP).at[k:, k:].set(q_TxT * (pull_n @ log_n))
+        curve_PxP = bend_PxP + q_P[:, None] * drift_P[None] + drift_P[:, None] * q_P[None] + turn_PxP
+        hessian_PxP = (j_PxN * inner_n[None]) @ j_PxN.T - q * (slope_PxN * pull_n[None]) @ slope_PxN.T + curve_PxP
+        metric_PxP = (j_PxN * outer_n[None]) @ j_PxN.T
+    return _Quadratic(jnp.sum(w_n * psi_n * (r_n - 0.5 * psi_n)), j_PxN @ pull_n, hessian_PxP, metric_PxP)
 
 
-def _newton(form: Form, p_P: Array, w_n: Array, t_n: Array, x_n: Array, y_n: Array, delta: Array):
-    """Minimises one problem at one delta from p. Returns (p, objective)."""
-    k = len(form.coefficients)
-    low_P = jnp.concatenate([jnp.zeros(k), jnp.asarray(form.lower)])
-    high_P = jnp.concatenate([jnp.full(k, jnp.inf), jnp.asarray(form.upper)])
+def _advance(form: Form, linear: bool, tolerance: float, w_n: Array, t_n: Array, runs: _Runs, state: _State) -> _State:
+    """One Newton step of one problem; nothing happens to a finished one."""
+    last = len(runs.deltas_S)
+    delta = runs.deltas_S[jnp.minimum(state.stage, last - 1)]
+    tried = _quadratic(form, linear, state.tried_P, w_n, t_n, runs, delta)
+    better = tried.value < state.at_p.value
+    damping = jnp.where(better, jnp.maximum(state.damping / 5.0, 1e-9), state.damping * 7.0)
+    new, old = (state.tried_P, tried), (state.p_P, state.at_p)
+    p_P, at_p = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
 
-    def body(state):
-        step, damping, tried_P, p_P, best, _ = state
-        tried = _quadratic(form, tried_P, w_n, t_n, x_n, y_n, delta)
-        better = tried[0] < best[0]
-        damping = jnp.where(better, jnp.maximum(damping / 5.0, 1e-9), damping * 7.0)
-        p_P, best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (tried_P, tried), (p_P, best))
-        value, gradient_P, hessian_PxP, metric_PxP = best
-
-        # Exponents and coefficients that a bound holds stay there; the floor keeps a column of zeros solvable.
-        held_P = ((p_P <= low_P) & (gradient_P > 0)) | ((p_P >= high_P) & (gradient_P < 0))
-        free_P = jnp.where(held_P, 0.0, 1.0)
-        diagonal_P = jnp.diag(metric_PxP)
-        floor_P = 1e-9 * diagonal_P + 1e-14 * jnp.sum(diagonal_P)
-        matrix_PxP = hessian_PxP + damping * (metric_PxP + jnp.diag(floor_P))
-        matrix_PxP = matrix_PxP * free_P[:, None] * free_P[None, :] + jnp.diag(1.0 - free_P)
-        # An indefinite matrix gives nan here, which is never better and so raises the damping.
-        move_P = _positive_solve(matrix_PxP, free_P * gradient_P)
-        tried_P = jnp.clip(p_P - move_P, low_P, high_P)
-        expected = jnp.abs(gradient_P @ (tried_P - p_P))
-        done = (expected <= 1e-13 * value) | (damping > 1e9) | (value <= 1e-26)
-        return step + 1, damping, tried_P, p_P, best, done
-
-    def unfinished(state):
-        return (state[0] < MAX_STEPS) & ~state[-1]
-
-    size = len(p_P)
-    nothing = (jnp.asarray(jnp.inf), jnp.zeros(size), jnp.eye(size), jnp.eye(size))
-    state = jax.lax.while_loop(unfinished, body, (0, jnp.asarray(FIRST_DAMPING), p_P, p_P, nothing, jnp.asarray(False)))
-    return state[3], state[4][0]
+    # Exponents and coefficients that a bound holds stay there; the floor keeps a column of zeros solvable.
+    gradient_P = at_p.gradient_P
+    held_P = ((p_P <= runs.low_P) & (gradient_P >= 0)) | ((p_P >= runs.high_P) & (gradient_P <= 0))
+    free_P = jnp.where(held_P, 0.0, 1.0)
+    diagonal_P = jnp.diag(at_p.metric_PxP)
+    floor_P = 1e-9 * diagonal_P + 1e-14 * jnp.sum(diagonal_P)
+    matrix_PxP = at_p.hessian_PxP + damping * (at_p.metric_PxP + jnp.diag(floor_P))
+    matrix_PxP = matrix_PxP * free_P[:, None] * free_P[None] + jnp.diag(1.0 - free_P)
+    # An indefinite matrix gives nan here, which is never better and so raises the damping.
+    tried_P = jnp.clip(p_P - solve_positive(matrix_PxP, free_P * gradient_P), runs.low_P, runs.high_P)
+    expected = jnp.abs(gradient_P @ (tried_P - p_P))
+    done = (expected <= tolerance * at_p.value) | (damping > 1e9) | (at_p.value <= 1e-26)
+    # The next stage begins by evaluating where this one ended, which anything accepts.
+    fresh = at_p._replace(value=jnp.asarray(jnp.inf))
+    after = _State(p_P, p_P, fresh, jnp.asarray(FIRST_DAMPING), state.stage + 1)
+    final = after._replace(at_p=at_p)
+    going = _State(p_P, tried_P, at_p, damping, state.stage)
+    after = jax.tree.map(lambda a, b: jnp.where(state.stage + 1 >= last, a, b), final, after)
+    result = jax.tree.map(lambda a, b: jnp.where(done, a, b), after, going)
+    return jax.tree.map(lambda a, b: jnp.where(state.stage >= last, a, b), state, result)
 
 
-@functools.partial(jax.jit, static_argnames="form")
-def _solve_chunk(form: Form, theta_CxT: Array, w_CxN: Array, t_CxN: Array, x_n: Array, y_n: Array, deltas: Array):
-    def one(theta_T, w_n, t_n):
-        c_K = _nonnegative_solve(form.basis(theta_T, x_n, y_n), w_n, jnp.exp(t_n))
+@functools.partial(jax.jit, static_argnames=("form", "linear", "tolerance"))
+def _steps(
+    form: Form, linear: bool, tolerance: float, w_CxN: Array, t_CxN: Array, runs: _Runs, states: _State
+) -> _State:
+    def step(_, states):
+        return jax.vmap(lambda w_n, t_n, state: _advance(form, linear, tolerance, w_n, t_n, runs, state))(
+            w_CxN, t_CxN, states
+        )
 
-        def stage(p_P, delta):
-            return _newton(form, p_P, w_n, t_n, x_n, y_n, delta)
-
-        p_P, values = jax.lax.scan(stage, jnp.concatenate([c_K, theta_T]), deltas)
-        return p_P, values[-1]
-
-    return jax.vmap(one)(theta_CxT, w_CxN, t_CxN)
+    return jax.lax.fori_loop(0, STEPS, step, states)
 
 
-def profile_starts(form: Form, w_RxN: np.ndarray, t_n: np.ndarray, x_n: np.ndarray, y_n: np.ndarray) -> np.ndarray:
-    """For each row of weights, the exponents [R, T] on a grid over all their range that fit best by least squares.
+@functools.partial(jax.jit, static_argnames=("form", "linear"))
+def _values(form: Form, linear: bool, w_CxN: Array, t_CxN: Array, runs: _Runs, states) -> tuple[Array, Array]:
+    def value(p_P, w_n, t_n):
+        return _quadratic(form, linear, p_P, w_n, t_n, runs, runs.deltas_S[-1]).value
 
-    The coefficients are solved for at each point of the grid, so this is a global search of what is left. The products
-    of the basis are shared by all the rows: the search is one matrix product.
-    """
-    k = len(form.coefficients)
-    levels = ((np.arange(GRID) + 0.5) / GRID) ** 2  # exponents are small more often than large
-    axes = (low + (high - low) * levels for low, high in form.exponents.values())
-    theta_GxT = np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=1)
-    rel_GxKxN = np.stack([form.basis(theta, x_n, y_n) for theta in theta_GxT]) / np.exp(t_n)
-    rhs_RxGxK = np.tensordot(w_RxN, rel_GxKxN, axes=(1, 2))
-    gram_RxGxKxK = np.tensordot(w_RxN, rel_GxKxN[:, :, None] * rel_GxKxN[:, None, :], axes=(1, 3))
-    ridge_RxG = 1e-10 * np.trace(gram_RxGxKxK, axis1=-2, axis2=-1)
-    c_RxGxK = np.linalg.solve(gram_RxGxKxK + ridge_RxG[..., None, None] * np.eye(k), rhs_RxGxK[..., None])[..., 0]
-    explained_RxG = np.sum(rhs_RxGxK * c_RxGxK, axis=-1)
-    # A negative coefficient is no law; where all points have one, the optimum is at a bound and any start will do.
-    explained_RxG = np.where(np.all(c_RxGxK >= 0, axis=-1), explained_RxG, explained_RxG - 1e6)
-    return theta_GxT[explained_RxG.argmax(axis=1)]
+    return states[0], jax.vmap(value)(states[0], w_CxN, t_CxN)
+
+
+def _x64(function, *args):
+    # Both settings belong to a thread, and this runs in several.
+    with jax.enable_x64(True), jax.transfer_guard("allow"):
+        return jax.device_get(function(*args))
 
 
 def solve(
-    form: Form, theta: np.ndarray, w: np.ndarray, t: np.ndarray, x: np.ndarray, y: np.ndarray, deltas: np.ndarray
+    problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None, tolerance: float = 1e-13
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solves many problems.
 
     Args:
-      form: the law.
-      theta: start of the exponents of each problem [R, T].
+      problem: the runs and the objective.
+      p: start of each [R, P], coefficients first, over centred variables.
       w: weight of each run in each problem [R, n]; 0 leaves a run out.
-      t: centred log losses [n], shared by all the problems.
-      x, y: centred log params and log tokens [n].
-      deltas: stages of the continuation (`stages`).
+      shift: what each problem adds to the log losses [R, n]; nothing if left out.
+      tolerance: a stage ends when the next step would gain less than this share of the objective.
 
     Returns:
-      parameters [R, P], coefficients first, for centred variables; objectives [R].
+      parameters [R, P]; objectives [R].
     """
-    count = len(theta)
-    padded = -(-count // CHUNK) * CHUNK
-    rows = np.minimum(np.arange(padded), count - 1)
-    t_CxN = np.tile(t, (CHUNK, 1))
-    results = []
-    with jax.enable_x64(True):
-        shared = jax.device_put((t_CxN, x, y, deltas))
-        for chunk in rows.reshape(-1, CHUNK):
-            theta_C, w_C = jax.device_put((theta[chunk], w[chunk]))
-            results.append(_solve_chunk(form, theta_C, w_C, *shared))
-        results = jax.device_get(results)
-    p, value = (np.concatenate(parts)[:count] for parts in zip(*results, strict=True))
-    return p, value
+    count, size = p.shape
+    low_P, high_P = problem.bounds
+    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, low_P, high_P)
+    p = np.clip(p, low_P, high_P)
+    nothing = _Quadratic(np.full(count, np.inf), np.zeros((count, size)), *np.zeros((2, count, size, size)))
+    states = _State(p, p.copy(), nothing, np.full(count, FIRST_DAMPING), np.zeros(count, np.int64))
+    for _ in range(ROUNDS):
+        todo = np.flatnonzero(states.stage < len(problem.deltas))
+        if not len(todo):
+            break
+        advance = functools.partial(_steps, problem.form, problem.linear, tolerance)
+        _in_chunks(advance, problem, w, shift, runs, states, todo)
+    return states.p_P, states.at_p.value
+
+
+def objective(problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
+    """The objective [R] at parameters [R, P], for weights and shifts as in `solve`."""
+    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, *problem.bounds)
+    found = (p, np.empty(len(p)))
+    _in_chunks(
+        functools.partial(_values, problem.form, problem.linear), problem, w, shift, runs, found, np.arange(len(p))
+    )
+    return found[1]
+
+
+def _in_chunks(function, problem: Problem, w, shift, runs: _Runs, states, todo: np.ndarray) -> None:
+    """states[todo] = function(w[todo], t[todo], runs, states[todo]), in chunks that a cache holds, a thread a core."""
+    chunk = int(2 ** np.clip(np.round(np.log2(ELEMENTS / w.shape[1])), 0, 9))
+    pieces = [todo[i : i + chunk] for i in range(0, len(todo), chunk)]
+
+    def run(piece):
+        # Rows that fill up the last chunk repeat its first one.
+        row = np.concatenate([piece, np.full(chunk - len(piece), piece[0])])
+        t = np.broadcast_to(problem.t, (chunk, len(problem.t))) if shift is None else problem.t + shift[row]
+        return _x64(function, w[row], t, runs, jax.tree.map(lambda x: x[row], states))
+
+    def store(piece, result):
+        jax.tree.map(lambda x, y: x.__setitem__(piece, y[: len(piece)]), states, result)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for piece, result in zip(pieces, pool.map(run, pieces), strict=True):
+            store(piece, result)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "linear"))
+def _linear_sums(form: Form, linear: bool, theta_GxT: Array, t_n: Array, runs: _Runs) -> Array:
+    """For each theta the products [G, Q, n], run by run, that a least-squares fit of the coefficients needs.
+
+    Q: products of pairs of terms, of terms with the target, of the target with itself, and terms alone.
+    """
+
+    def one(theta_T):
+        phi_KxN, offset_n, q = form.basis(theta_T, runs.x, runs.at)
+        target_n = jnp.exp(t_n / q)
+        scale_n = q / target_n * (jnp.exp(t_n) if linear else 1.0)  # a residual over an error of the sum
+        rel_KxN, rest_n = phi_KxN * scale_n[None], (target_n - offset_n) * scale_n
+        i, j = np.tril_indices(len(phi_KxN))
+        return jnp.concatenate(
+            [rel_KxN[i] * rel_KxN[j], rel_KxN * rest_n[None], rest_n[None] ** 2, rel_KxN, rest_n[None]]
+        )
+
+    return jax.lax.map(one, theta_GxT)
+
+
+@jax.jit
+def _best_coefficients(gram_KxKxM: Array, rhs_KxM: Array, rest_M: Array) -> tuple[Array, Array]:
+    """argmin_{c >= 0} c' gram c - 2 rhs' c + rest of M problems, exactly: every support is tried. (c [K, M], cost [M])"""
+    k = rhs_KxM.shape[0]
+    best_c, best = jnp.zeros_like(rhs_KxM), rest_M
+    ridge_M = 1e-12 * sum(gram_KxKxM[i, i] for i in range(k)) + 1e-300
+    for support in range(1, 2**k):
+        chosen = np.array([i for i in range(k) if support >> i & 1])
+        a = gram_KxKxM[np.ix_(chosen, chosen)] + jnp.eye(len(chosen))[:, :, None] * ridge_M[None, None]
+        c = solve_positive(a, rhs_KxM[chosen])
+        cost = rest_M - sum(rhs_KxM[i] * c[m] for m, i in enumerate(chosen))
+        better = jnp.all(c >= 0.0, axis=0) & (cost < best)
+        best_c = jnp.where(better[None], jnp.zeros_like(rhs_KxM).at[chosen].set(c), best_c)
+        best = jnp.where(better, cost, best)
+    return best_c, best
+
+
+def profile(
+    problem: Problem, theta: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with the coefficients solved for exactly, at each exponents [G, T] for each row of weights.
+
+    The products of the basis are shared by all the rows, so that a search from many starts in many bootstrap tables is
+    one matrix product.
+
+    Args:
+      problem: the runs.
+      theta: exponents [G, T].
+      w: weights [R, n].
+      shift: what each problem adds to the log losses [R, n]; taken as small here.
+
+    Returns:
+      parameters [R, G, P]; objectives [R, G].
+    """
+    k, count, rows = len(problem.form.free), len(theta), len(w)
+    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, *problem.bounds)
+    pieces = max(1, min(count, PRODUCTS // (problem.t.size * (k + 2) ** 2)))
+    sums = []
+    for start in range(0, count, pieces):
+        some = np.resize(theta[start : start + pieces], (pieces, theta.shape[1]))
+        products_GxQxN = _x64(_linear_sums, problem.form, problem.linear, some, problem.t, runs)
+        products_GxQxN = products_GxQxN[: count - start]
+        first = products_GxQxN[:, : -k - 1] @ w.T
+        if shift is not None:
+            ahead = products_GxQxN[:, -k - 1 :] @ (w * shift).T
+            first[:, -k - 1 : -1] += ahead[:, :k]
+            first[:, -1] += 2 * ahead[:, k] + np.sum(w * shift**2, axis=1)
+        sums.append(first)
+    sums_QxGxR = np.concatenate(sums).swapaxes(0, 1)
+    i, j = np.tril_indices(k)
+    gram_KxKxM = np.empty((k, k, count * rows))
+    gram_KxKxM[i, j] = gram_KxKxM[j, i] = sums_QxGxR[: len(i)].reshape(len(i), -1)
+    rhs_KxM, rest_M = sums_QxGxR[len(i) : -1].reshape(k, -1), sums_QxGxR[-1].reshape(-1)
+    c_KxM, cost_M = _x64(_best_coefficients, gram_KxKxM, rhs_KxM, rest_M)
+    theta_RxGxT = np.broadcast_to(theta, (rows, *theta.shape))
+    return np.concatenate([c_KxM.reshape(k, count, rows).T, theta_RxGxT], axis=2), cost_M.reshape(count, rows).T

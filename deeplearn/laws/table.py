@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,49 +32,84 @@ class Table:
     """Runs as columns.
 
     Attributes:
-      params: N, parameters of each run [n], float64, positive.
-      tokens: D, training tokens (or examples) of each run [n], float64, positive.
-      loss: final held-out loss of each run [n], float64, positive.
-      unit: unit of the loss.
+      columns: name -> value of each run [n], float64, positive. "params" is N, "tokens" is D (training tokens or
+        examples), "loss" the final held-out loss; a law may ask for others, and fit another than "loss".
+      response: the column that a law is to predict.
+      unit: unit of the response.
       notes: what a reader left out of this table, one sentence each; a fit repeats them among its warnings.
+      clusters: label of each run [n]: runs of one label are resampled together. Each run its own, if left out.
 
     Raises:
       TableError: on columns of unequal length, values that are not positive and finite, and duplicate runs.
     """
 
-    params: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    response: str = "loss"
     unit: str = "nats/token"
     notes: tuple[str, ...] = ()
+    clusters: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("params", "tokens", "loss"):
-            try:
-                column = np.array(getattr(self, name), np.float64)
-            except (TypeError, ValueError) as error:
-                raise TableError(f"column {name!r} is not a 1-d array of numbers: {error}") from None
-            if column.ndim != 1:
-                raise TableError(f"column {name!r} has {column.ndim} dimensions, not 1")
-            column.setflags(write=False)
-            object.__setattr__(self, name, column)
-        if not len(self.params) == len(self.tokens) == len(self.loss):
-            raise TableError(
-                f"columns differ in length: params {len(self.params)}, tokens {len(self.tokens)}, loss {len(self.loss)}"
-            )
-        _check({"params": self.params, "tokens": self.tokens, "loss": self.loss}, lambda row: f"row {row}")
+        columns = {name: _column(name, values) for name, values in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
+        self[self.response]
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise TableError(f"columns differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+        _check(columns, lambda row: f"row {row}")
 
     def __len__(self) -> int:
-        return len(self.loss)
+        return len(self.columns[self.response])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column. Raises TableError if there is none of that name."""
+        if name not in self.columns:
+            near = difflib.get_close_matches(name, self.columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.columns)}"
+            raise TableError(f"the table has no column {name!r}; {hint}")
+        return self.columns[name]
+
+    @property
+    def params(self) -> np.ndarray:
+        """N, parameters of each run [n]."""
+        return self["params"]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """D, training tokens of each run [n]."""
+        return self["tokens"]
+
+    @property
+    def loss(self) -> np.ndarray:
+        """The response of each run [n]."""
+        return self[self.response]
 
     @property
     def flops(self) -> np.ndarray:
-        """Training FLOPs C = 6 N D of each run [n]."""
-        return 6.0 * self.params * self.tokens
+        """Training FLOPs C of each run [n]: the column of that name, else 6 N D."""
+        return self.columns["flops"] if "flops" in self.columns else 6.0 * self.params * self.tokens
 
     def take(self, rows: np.ndarray) -> Table:
         """The runs that an index or boolean array selects."""
-        return dataclasses.replace(self, params=self.params[rows], tokens=self.tokens[rows], loss=self.loss[rows])
+        clusters = None if self.clusters is None else self.clusters[rows]
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return dataclasses.replace(self, columns=columns, clusters=clusters)
+
+
+def runs(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, unit: str = "nats/token") -> Table:
+    """The table of a sweep over N and D: columns [n] of params, tokens and final held-out loss."""
+    return Table({"params": params, "tokens": tokens, "loss": loss}, unit=unit)
+
+
+def _column(name: str, values: np.ndarray) -> np.ndarray:
+    try:
+        column = np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TableError(f"column {name!r} is not a 1-d array of numbers: {error}") from None
+    if column.ndim != 1:
+        raise TableError(f"column {name!r} has {column.ndim} dimensions, not 1")
+    column.setflags(write=False)
+    return column
 
 
 def _check(columns: dict[str, np.ndarray], where: Callable[[int], str]) -> None:
@@ -83,13 +118,14 @@ def _check(columns: dict[str, np.ndarray], where: Callable[[int], str]) -> None:
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if len(bad):
             raise TableError(f"{where(bad[0])}, column {name!r}: {values[bad[0]]:g} is not a positive finite number")
-    rows = np.stack(list(columns.values()), axis=1)
-    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    original = first[inverse.ravel()]
-    repeats = np.flatnonzero(original != np.arange(len(rows)))
-    if len(repeats):
+    # Stable, so that of equal rows the first of the table comes first.
+    order = np.lexsort([*columns.values()])
+    equal = np.all([column[order[1:]] == column[order[:-1]] for column in columns.values()], axis=0)
+    if np.any(equal):
+        later = order[1:][equal].min()
         same = ", ".join(repr(name) for name in columns)
-        raise TableError(f"{where(repeats[0])} repeats {where(original[repeats[0]])}: columns {same} are all equal")
+        first = np.flatnonzero(np.all([column == column[later] for column in columns.values()], axis=0))[0]
+        raise TableError(f"{where(later)} repeats {where(first)}: columns {same} are all equal")
 
 
 def _find(header: Sequence[str], kind: str, given: str | None) -> str | None:
@@ -100,7 +136,7 @@ def _find(header: Sequence[str], kind: str, given: str | None) -> str | None:
         hint = f"did you mean {near[0]!r}?" if near else f"the file has {', '.join(header)}"
         raise TableError(f"no column {given!r} for {kind}; {hint}")
     lower = {name.strip().lower(): name for name in reversed(header)}
-    return next((lower[name] for name in NAMES[kind] if name in lower), None)
+    return next((lower[name] for name in NAMES.get(kind, (kind,)) if name in lower), None)
 
 
 def _number(text: str, line: int, column: str) -> float:
@@ -112,24 +148,72 @@ def _number(text: str, line: int, column: str) -> float:
 
 def read_csv(
     path: str | os.PathLike[str],
-    params: str | None = None,
-    tokens: str | None = None,
-    loss: str | None = None,
-    flops: str | None = None,
+    wanted: Sequence[str] = ("params", "tokens"),
+    response: str = "loss",
+    names: Mapping[str, str] | None = None,
     unit: str | None = None,
     split: str | None = "fit",
+    clusters: str | None = None,
 ) -> Table:
     """Reads anyone's table of runs.
 
-    Column names that are not given are guessed (`NAMES`). Without a column of tokens, D = C / (6 N) from one of FLOPs.
-    In a table with a `status` column only the runs that are "done" are kept, in one with a `split` column only those
-    of `split` (None: all of them; without the column every run is of split "fit"). What was left out is said in
-    `Table.notes`. The unit comes from a `unit` column
-    where there is one and `unit` is not given.
+    Args:
+      path: a csv file whose first line names its columns.
+      wanted: the columns that the law reads (`Form.columns`).
+      response: the column that it predicts.
+      names: wanted name -> the file's name for it; names that are not given are guessed (`NAMES`). Without a column of
+        tokens, D = C / (6 N) from one of "flops".
+      unit: of the response; else what the `unit` column says, else nats/token.
+      split: in a table with a `split` column only runs of this split are kept, and without one every run is of split
+        "fit"; None keeps all. In a table with a `status` column only runs that are "done" are kept. What was left out
+        is said in `Table.notes`.
+      clusters: the file's column whose equal values mark runs to resample together.
 
     Raises:
       TableError: one sentence that names the line and column at fault.
     """
+    names = dict(names or {})
+    header, rows = _read(path)
+    found = {}  # wanted name -> name in the file
+    for name in (*wanted, response):
+        # Tokens asked for by name, then FLOPs asked for by name, then whichever is found.
+        instead = name == "tokens" and "tokens" not in names
+        column = None if instead and "flops" in names else _find(header, name, names.get(name))
+        if column is None and instead:
+            name, column = "flops", _find(header, "flops", names.get("flops"))
+        if column is None:
+            known = ", ".join(NAMES.get(name, (name,)) + (NAMES["tokens"] if instead else ()))
+            kind = "tokens" if instead else name
+            raise TableError(f"no column for {kind}: the file has {', '.join(header)}; known names are {known}")
+        found[name] = column
+    if clusters is not None:
+        _find(header, "clusters", clusters)
+
+    notes = []
+    for column, kept in (("status", "done"), ("split", split)):
+        if kept is not None:
+            left = [(line, row) for line, row in rows if row.get(column, DEFAULTS[column]) == kept]
+            if len(left) < len(rows):
+                notes.append(f"{len(rows) - len(left)} of {len(rows)} runs left out: {column} is not {kept!r}")
+            rows = left
+    for line, row in rows:
+        short = [name for name in found.values() if row[name] is None]
+        if short:
+            raise TableError(f"line {line}, column {short[0]!r}: the line ends before it")
+    columns = {name: np.array([_number(row[c], line, c) for line, row in rows]) for name, c in found.items()}
+    if unit is None:
+        units = {row["unit"] for _, row in rows} if "unit" in header else set()
+        if len(units) > 1:
+            raise TableError(f"column 'unit' mixes {', '.join(sorted(map(str, units)))}: a law needs one unit")
+        unit = units.pop() if units else "nats/token"
+    _check({found[name]: column for name, column in columns.items()}, lambda row: f"line {rows[row][0]}")
+    if "flops" in columns and "tokens" in wanted:
+        columns["tokens"] = columns.pop("flops") / (6.0 * columns["params"])
+    labels = None if clusters is None else np.array([row[clusters] for _, row in rows])
+    return Table(columns, response, unit, tuple(notes), labels)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -141,34 +225,4 @@ def read_csv(
         raise TableError(f"{os.fspath(path)!r} is not a csv file in UTF-8: {error}") from None
     if not header:
         raise TableError(f"{os.fspath(path)!r} is empty: its first line must name the columns")
-
-    n_column, loss_column = _find(header, "params", params), _find(header, "loss", loss)
-    # Tokens asked for by name, then FLOPs asked for by name, then whichever is found.
-    d_column = _find(header, "tokens", tokens) if tokens or not flops else None
-    c_column = _find(header, "flops", flops) if d_column is None else None
-    for kind, column in (("params", n_column), ("tokens", d_column or c_column), ("loss", loss_column)):
-        if column is None:
-            known = ", ".join(NAMES[kind] + (NAMES["flops"] if kind == "tokens" else ()))
-            raise TableError(f"no column for {kind}: the file has {', '.join(header)}; known names are {known}")
-
-    notes = []
-    for column, wanted in (("status", "done"), ("split", split)):
-        if wanted is not None:
-            kept = [(line, row) for line, row in rows if row.get(column, DEFAULTS[column]) == wanted]
-            if len(kept) < len(rows):
-                notes.append(f"{len(rows) - len(kept)} of {len(rows)} runs left out: {column} is not {wanted!r}")
-            rows = kept
-    for line, row in rows:
-        short = [name for name in (n_column, d_column or c_column, loss_column) if row[name] is None]
-        if short:
-            raise TableError(f"line {line}, column {short[0]!r}: the line ends before it")
-
-    names = (n_column, d_column or c_column, loss_column)
-    n, size, value = (np.array([_number(row[name], line, name) for line, row in rows]) for name in names)
-    if unit is None:
-        units = {row["unit"] for _, row in rows} if "unit" in header else set()
-        if len(units) > 1:
-            raise TableError(f"column 'unit' mixes {', '.join(sorted(map(str, units)))}: a law needs one unit")
-        unit = units.pop() if units else "nats/token"
-    _check(dict(zip(names, (n, size, value), strict=True)), lambda row: f"line {rows[row][0]}")
-    return Table(n, size if d_column else size / (6.0 * n), value, unit, tuple(notes))
+    return header, rows

@@ -5,14 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from deeplearn.laws.forms import Form
+from deeplearn.laws.solve import Problem
 from deeplearn.laws.table import Table
 
 LACK_OF_FIT = 1.25  # a right law is widened this much in at most 1 table of 50
 
 
-def verdicts(form: Form, table: Table, params: dict, certificate, widening: float) -> tuple[str, ...]:
-    """One sentence for each reason to distrust a fit; none for a good one."""
-    return (*_design(table), *_bounds(form, params), *_search(certificate), *_misfit(widening))
+def verdicts(
+    problem: Problem, table: Table, params: dict, best: np.ndarray, cloud: np.ndarray, certificate, widening: float
+) -> tuple[str, ...]:
+    """One sentence for each reason to distrust a fit; none for a good one.
+
+    Args:
+      problem: what was minimised.
+      table: the runs.
+      params: name -> Interval in the units of the table.
+      best: parameters [P] over centred variables.
+      cloud: their bootstrap replicates [R, P].
+      certificate: of the fit.
+      widening: of the prediction bands.
+    """
+    form = problem.form
+    design = _design(table) if {"params", "tokens"} <= set(form.columns) else ()
+    return (*design, *_bounds(problem, best, cloud), *_terms(form, params), *_search(certificate), *_misfit(widening))
 
 
 def _design(table: Table):
@@ -30,16 +45,26 @@ def _design(table: Table):
         yield f"weak: the runs span only {decades:.1f} decades of compute; an extrapolation beyond them is a guess"
 
 
-def _bounds(form: Form, params: dict):
-    for name, (low, high) in form.exponents.items():
-        interval = params[name]
-        at = [bound for bound in (low, high) if abs(interval.value - bound) < 1e-6]
-        near = [bound for bound in (low, high) if min(abs(interval.lo - bound), abs(interval.hi - bound)) < 1e-6]
+def _bounds(problem: Problem, best: np.ndarray, cloud: np.ndarray):
+    k = len(problem.form.free)
+    low_P, high_P = problem.bounds
+    for i, (name, declared) in enumerate(problem.form.exponents.items(), k):
+        low, high = low_P[i], high_P[i]
+        if low == high:
+            continue
+        near = 1e-6 * max(1.0, high - low)
+        ends = ("the smallest run", "the largest run") if isinstance(declared, str) else (f"{low:g}", f"{high:g}")
+        words = dict(zip((low, high), ends, strict=True))
+        at = [bound for bound in words if abs(best[i] - bound) < near]
+        reached = [bound for bound in words if np.mean(np.abs(cloud[:, i] - bound) < near) >= 0.025]
         if at:
-            yield f"not identified: {name} is at its bound {at[0]:g}"
-        elif near:
-            yield f"not identified: {name}, whose 95 % interval reaches its bound {near[0]:g}"
-    for name in form.coefficients:
+            yield f"not identified: {name} is at its bound {words[at[0]]}"
+        elif reached:
+            yield f"not identified: {name}, whose 95 % interval reaches its bound {words[reached[0]]}"
+
+
+def _terms(form: Form, params: dict):
+    for name in form.free:
         interval = params[name]
         if interval.value <= 0:
             yield f"not identified: {name} is at 0, so these runs do not show that term of the law"

@@ -98,7 +98,7 @@ def _fit(sweep: Sweep, rows: list[table.Row]) -> laws.Fit:
     if len(used) < MIN_RUNS:
         raise local.SweepError(f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least")
     columns = (np.array([r[name] for r in used], np.float64) for name in (sweep.count, "tokens", "loss"))
-    return laws.fit(laws.Table(*columns, unit=used[0]["unit"]))
+    return laws.fit(laws.runs(*columns, unit=used[0]["unit"]))
 
 
 def _predict(sweep: Sweep, rows: list[table.Row], fit: laws.Fit, root: Path, console: Console) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def grid(sizes=5, budgets=4, noise=0.004, seed=0) -> laws.Table:
     columns = np.meshgrid(np.geomspace(3e3, 3e5, sizes), np.geomspace(5e4, 1e6, budgets))
     params, tokens = (column.ravel() for column in columns)
     rng = np.random.default_rng(seed)
-    return laws.Table(params, tokens, true_loss(params, tokens) * np.exp(noise * rng.standard_normal(len(params))))
+    return laws.runs(params, tokens, true_loss(params, tokens) * np.exp(noise * rng.standard_normal(len(params))))
 
 
 def drop_highest(table: laws.Table, count: int) -> laws.Table:

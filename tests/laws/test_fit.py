@@ -93,7 +93,7 @@ def test_squared_loss_agrees_with_scipy():
 
 def test_one_bad_run_hardly_moves_a_robust_fit():
     table = grid()
-    spoiled = laws.Table(table.params, table.tokens, np.where(np.arange(20) == 7, 1.3, 1.0) * table.loss)
+    spoiled = laws.runs(table.params, table.tokens, np.where(np.arange(20) == 7, 1.3, 1.0) * table.loss)
     error = {
         loss: abs(float(laws.fit(spoiled, loss=loss, replicates=20).curve(1e6, 4e6)) / true_loss(1e6, 4e6) - 1)
         for loss in ("huber", "squared")
@@ -113,7 +113,7 @@ def test_the_same_table_and_seed_give_the_same_fit(small_fit):
 
 def test_units_of_params_tokens_and_loss_do_not_matter(small_fit):
     table = grid()
-    scaled = laws.fit(laws.Table(table.params / 1e6, table.tokens * 1e3, table.loss / np.log(2), unit="bits/token"))
+    scaled = laws.fit(laws.runs(table.params / 1e6, table.tokens * 1e3, table.loss / np.log(2), unit="bits/token"))
     factor = {"E": 1.0, "A": 1e-6 ** TRUTH["alpha"], "B": 1e3 ** TRUTH["beta"], "alpha": 1.0, "beta": 1.0}
     for name in ("alpha", "beta"):
         np.testing.assert_allclose(scaled.replicates[name], small_fit.replicates[name], rtol=1e-3, atol=1e-5)

@@ -33,7 +33,7 @@ def test_tokens_come_from_flops(tmp_path):
 def test_columns_given_by_name_win_over_guesses(tmp_path):
     rows = [f"{row},{2 * index + 1},7,9" for index, row in enumerate(ROWS)]
     path = write(tmp_path, "N,D,loss,body,budget,score", rows)
-    table = laws.read_csv(path, params="body", flops="budget", loss="D")
+    table = laws.read_csv(path, names={"params": "body", "flops": "budget", "loss": "D"})
     np.testing.assert_array_equal(table.params, [1, 3, 5, 7, 9])
     np.testing.assert_allclose(table.tokens, 7 / (6 * table.params))
     np.testing.assert_array_equal(table.loss, [1e5, 1e5, 2e5, 2e5, 2e5])
@@ -62,8 +62,8 @@ def test_without_a_split_column_nothing_is_held_out(tmp_path):
     [
         ("N,D,score", None, {}, "no column for loss: the file has N, D, score"),
         ("N,steps,loss", None, {}, "no column for tokens"),
-        ("N,D,loss", None, {"loss": "los"}, "no column 'los' for loss; did you mean 'loss'?"),
-        ("N,D,loss", None, {"params": "zzz"}, "no column 'zzz' for params; the file has N, D, loss"),
+        ("N,D,loss", None, {"names": {"loss": "los"}}, "no column 'los' for loss; did you mean 'loss'?"),
+        ("N,D,loss", None, {"names": {"params": "zzz"}}, "no column 'zzz' for params; the file has N, D, loss"),
         ("N,D,loss", "1e3,2e5,nan", {}, "line 4, column 'loss': nan is not a positive finite number"),
         ("N,D,loss", "1e3,2e5,inf", {}, "line 4, column 'loss': inf is not a positive finite number"),
         ("N,D,loss", "0,2e5,2.8", {}, "line 4, column 'N': 0 is not a positive finite number"),
@@ -105,20 +105,20 @@ def test_files_that_are_no_tables(tmp_path, content):
 def test_arrays_are_checked_like_files():
     good = np.array([1.0, 2.0])
     with pytest.raises(laws.TableError, match="row 1, column 'tokens'"):
-        laws.Table(good, np.array([1.0, -1.0]), good)
+        laws.runs(good, np.array([1.0, -1.0]), good)
     with pytest.raises(laws.TableError, match="row 1 repeats row 0"):
-        laws.Table(np.ones(2), np.ones(2), np.ones(2))
+        laws.runs(np.ones(2), np.ones(2), np.ones(2))
     with pytest.raises(laws.TableError, match="columns differ in length: params 2, tokens 1, loss 2"):
-        laws.Table(good, good[:1], good)
+        laws.runs(good, good[:1], good)
     with pytest.raises(laws.TableError, match="column 'loss' has 2 dimensions"):
-        laws.Table(good, good, good[None])
+        laws.runs(good, good, good[None])
     with pytest.raises(laws.TableError, match="column 'params' is not a 1-d array of numbers"):
-        laws.Table(["a", "b"], good, good)
+        laws.runs(["a", "b"], good, good)
 
 
 def test_a_table_is_frozen_and_its_own():
     params = np.array([1.0, 2.0])
-    table = laws.Table(params, params, params)
+    table = laws.runs(params, params, params)
     params[0] = 5.0
     assert table.params[0] == 1.0
     with pytest.raises(ValueError, match="read-only"):

@@ -13,7 +13,7 @@ def fit_at(params, tokens, noise=0.003):
     params, tokens = np.broadcast_arrays(params, tokens)
     rng = np.random.default_rng(0)
     loss = true_loss(params.ravel(), tokens.ravel()) * np.exp(noise * rng.standard_normal(params.size))
-    return laws.fit(laws.Table(params.ravel(), tokens.ravel(), loss), replicates=100)
+    return laws.fit(laws.runs(params.ravel(), tokens.ravel(), loss), replicates=100)
 
 
 def test_two_sizes_do_not_give_alpha():
@@ -59,7 +59,7 @@ def test_a_loss_that_does_not_depend_on_tokens():
     table = grid(noise=0.0)
     rng = np.random.default_rng(0)
     loss = (1.2 + 13.0 * table.params**-0.3) * np.exp(0.003 * rng.standard_normal(len(table)))
-    fit = laws.fit(laws.Table(table.params, table.tokens, loss), replicates=100)
+    fit = laws.fit(laws.runs(table.params, table.tokens, loss), replicates=100)
     assert any(w.startswith(("not identified: B", "not identified: beta")) for w in fit.warnings)
     # Open-ended intervals are None in JSON, never NaN or Infinity.
     json.dumps(fit.to_json(), allow_nan=False)
@@ -70,7 +70,7 @@ def test_a_law_that_bends_widens_its_bands():
     rng = np.random.default_rng(0)
     bend = 0.02 * np.log(table.flops / table.flops.min()) ** 2 / np.log(1000)
     loss = table.loss * np.exp(bend + 0.002 * rng.standard_normal(len(table)))
-    fit = laws.fit(laws.Table(table.params, table.tokens, loss), replicates=200)
+    fit = laws.fit(laws.runs(table.params, table.tokens, loss), replicates=200)
     assert fit.widening > 1.3
     assert any(w.startswith("lack of fit") for w in fit.warnings)
 

@@ -130,7 +130,7 @@ def test_a_prediction_is_made_once_for_each_held_out_run(tmp_path, fitted):
         return made
 
     losses = [row["loss"] for row in table.rows(tmp_path, fitted)]
-    fit = laws.fit(laws.Table(*columns, losses), starts=8, replicates=20)
+    fit = laws.fit(laws.runs(*columns, losses), starts=8, replicates=20)
     one = predict(first)
     both = predict(first, second)
     assert both[first.id] == one[first.id], "what was predicted stays"

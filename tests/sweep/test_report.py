@@ -54,7 +54,7 @@ def make_law(rows, fit):
 def make_fit(rows):
     used = [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
     columns = (np.array([r[name] for r in used], np.float64) for name in ("params_no_embed", "tokens", "loss"))
-    return laws.fit(laws.Table(*columns), starts=16, replicates=60)
+    return laws.fit(laws.runs(*columns), starts=16, replicates=60)
 
 
 @pytest.fixture(scope="module")

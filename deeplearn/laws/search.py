@@ -1,0 +1,105 @@
+"""Global search: the fit from many starts, and the refits of its bootstrap tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from deeplearn.laws.solve import Problem, objective, profile, solve
+
+GRID = 64  # exponents that each refit tries for each of the first two; a quarter of it for each further one
+AT_OPTIMUM = 1e-6  # relative
+TOLERANCE = 1e-9  # of a refit: far below the scatter between them
+WEIGHTS = 2**24  # numbers of weights held at once
+
+Draws = Iterable[tuple[np.ndarray, np.ndarray | None]]  # weights [r, n], and what is added to log losses [r, n]
+
+
+def global_fit(problem: Problem, starts: int, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """The best parameters [P] over random starts, their objective, and the share of the starts that reach it."""
+    k = len(problem.form.free)
+    low_P, high_P = problem.bounds
+    theta = rng.uniform(low_P[k:], high_P[k:], (starts, len(low_P) - k))
+    ones = np.ones((1, len(problem.t)))
+    begin, _ = profile(problem, theta, ones)
+    found, value = solve(problem, begin[0], np.repeat(ones, starts, axis=0))
+    least = float(value.min())
+    share = float(np.mean(value <= least * (1 + AT_OPTIMUM) + 1e-20))
+    return found[value.argmin()], least, share
+
+
+def exponents_grid(problem: Problem) -> np.ndarray:
+    """Starts [G, T] that fill the bounds evenly, denser at the low end: exponents are small more often than large.
+
+    Additive recurrence with the generalised golden ratio (Roberts 2018, "The unreasonable effectiveness of
+    quasirandom sequences").
+    """
+    k = len(problem.form.free)
+    low_P, high_P = problem.bounds
+    size = len(low_P) - k
+    if size == 0:
+        return np.zeros((1, 0))
+    ratio = 2.0
+    for _ in range(64):
+        ratio = (1 + ratio) ** (1 / (size + 1))
+    count = GRID * (1 + max(0, size - 2))
+    unit = (0.5 + np.arange(1, count + 1)[:, None] * ratio ** -np.arange(1.0, size + 1)) % 1.0
+    place = np.array([name in problem.form.places for name in problem.form.exponents])
+    return low_P[k:] + (high_P - low_P)[k:] * np.where(place, unit, unit**2)
+
+
+def refit(problem: Problem, best: np.ndarray, draws: Draws) -> np.ndarray:
+    """Best parameters [R, P] for each row of the draws, each with a global search of its own.
+
+    A search profiles the coefficients out at a grid over all of the exponents' range, and refines the best of these
+    starts and of `best`, the optimum of all the runs. With up to two exponents only the better one is refined.
+    """
+    theta = exponents_grid(problem)
+    quick = dataclasses.replace(
+        problem, deltas=np.maximum(problem.deltas[-1:], 1e-6)
+    )  # scatter needs no L1 to 9 digits
+    cloud = []
+    for w, shift in draws:
+        starts, cost = profile(problem, theta, w, shift)
+        far, near = starts[np.arange(len(w)), cost.argmin(axis=1)], np.tile(best, (len(w), 1))
+        if len(best) - len(problem.form.free) <= 2:
+            better = objective(quick, far, w, shift) < objective(quick, near, w, shift)
+            cloud.append(solve(quick, np.where(better[:, None], far, near), w, shift, TOLERANCE)[0])
+        else:
+            staged = dataclasses.replace(problem, deltas=np.maximum(problem.deltas, 1e-6))
+            p_far, value_far = solve(staged, far, w, shift, TOLERANCE)
+            p_near, value_near = solve(quick, near, w, shift, TOLERANCE)
+            cloud.append(np.where((value_far < value_near)[:, None], p_far, p_near))
+    return np.concatenate(cloud)
+
+
+def pairs(rng, n: int, replicates: int, clusters: np.ndarray | None, residuals: np.ndarray | None) -> Iterator:
+    """Pairs bootstrap: how often each run is drawn, by clusters if there are any."""
+    del residuals
+    labels, count = _labels(n, clusters)
+    for rows in _batches(n, replicates):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), rows).astype(np.float64)
+        yield drawn[:, labels], None
+
+
+def wild(rng, n: int, replicates: int, clusters: np.ndarray | None, residuals: np.ndarray) -> Iterator:
+    """Wild bootstrap: all runs at their fitted losses, with residuals whose signs are drawn anew, by clusters."""
+    labels, count = _labels(n, clusters)
+    for rows in _batches(n, replicates):
+        signs = rng.choice([-1.0, 1.0], (rows, count))[:, labels]
+        yield np.ones((rows, n)), (signs - 1.0) * residuals[None]
+
+
+def _labels(n: int, clusters: np.ndarray | None) -> tuple[np.ndarray, int]:
+    if clusters is None:
+        return np.arange(n), n
+    names, labels = np.unique(clusters, return_inverse=True)
+    return labels.ravel(), len(names)
+
+
+def _batches(n: int, replicates: int) -> Iterator[int]:
+    size = max(1, WEIGHTS // n)
+    for start in range(0, replicates, size):
+        yield min(size, replicates - start)
