@@ -78,7 +78,7 @@ class Form:
         return {name: bound for name, bound in self.exponents.items() if isinstance(bound, str)}
 
     def pin(self, **values: float) -> Form:
-        """The same law with some of its parameters held, in the units of the table. Raises ValueError for a bad name."""
+        """The same law with some parameters held, in the units of the table. Raises ValueError for a bad name."""
         unknown = [name for name in values if name not in (*self.coefficients, *self.exponents)]
         if unknown:
             known = ", ".join((*self.coefficients, *self.exponents))
