@@ -313,7 +313,7 @@ def _linear_sums(form: Form, linear: bool, theta_GxT: Array, t_n: Array, runs: _
 
 @jax.jit
 def _best_coefficients(gram_KxKxM: Array, rhs_KxM: Array, rest_M: Array) -> tuple[Array, Array]:
-    """argmin_{c >= 0} c' gram c - 2 rhs' c + rest of M problems, exactly: every support is tried. (c [K, M], cost [M])"""
+    """c [K, M] and the value [M] of min_{c >= 0} c' gram c - 2 rhs' c + rest, exactly: every support is tried."""
     k = rhs_KxM.shape[0]
     best_c, best = jnp.zeros_like(rhs_KxM), rest_M
     ridge_M = 1e-12 * sum(gram_KxKxM[i, i] for i in range(k)) + 1e-300
