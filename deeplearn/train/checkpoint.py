@@ -4,6 +4,8 @@ The only file that knows Orbax. Saves are asynchronous and become visible by one
 whole checkpoint or none; restoring is to abstract state, so that a run may move to another mesh.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ def fingerprint(state: Any) -> Array:
     """uint32: the wrapping sum of all bits of a tree. Tells damaged bytes that still decode."""
     words = (jax.lax.bitcast_convert_type(x.reshape(-1), jnp.uint32) for x in jax.tree.leaves(state))
     return sum((jnp.sum(w, dtype=jnp.uint32) for w in words), jnp.uint32(0))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Checkpoints:
@@ -50,8 +56,11 @@ class Checkpoints:
         """Save in the background (`wait`: until it is on disk). A step that is there already is left alone."""
         if step in self.steps:
             return
-        items = {"state": {"state": state, "fingerprint": fingerprint(state)}, "data": data}
-        response = self._orbax.save_checkpointables_async(step, items)
+        items = {"state": {"state": state, "fingerprint": fingerprint(state)}}
+        # Beside the checkpoint's own metadata: an item of its own would cost more than all of the state does here.
+        text = json.dumps(data)
+        beside = {"data": text, "sha256": _sha256(text)}
+        response = self._orbax.save_checkpointables_async(step, items, custom_metadata=beside)
         if wait:
             response.result()
 
@@ -79,10 +88,11 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
         mark = jax.ShapeDtypeStruct((), jnp.uint32, sharding=abstract.step.sharding)
-        loaded = self._orbax.load_checkpointables(
-            step, {"state": {"state": abstract, "fingerprint": mark}, "data": None}
-        )
+        beside = self._orbax.checkpointables_metadata(step).custom_metadata or {}
+        if _sha256(beside.get("data", "")) != beside.get("sha256"):
+            raise ValueError("the state of its data iterator does not match its sha256")
+        loaded = self._orbax.load_checkpointables(step, {"state": {"state": abstract, "fingerprint": mark}})
         state, expected = loaded["state"]["state"], loaded["state"]["fingerprint"]
         if int(jax.device_get(fingerprint(state))) != int(jax.device_get(expected)):
             raise ValueError("its contents do not match their fingerprint")
-        return state, loaded["data"]
+        return state, json.loads(beside["data"])

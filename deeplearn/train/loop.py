@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
 from deeplearn.train import state as states
-from deeplearn.train.checkpoint import Checkpoints
+from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.precision import cast
 from deeplearn.train.run import Run
@@ -97,6 +97,8 @@ def program(run: Run) -> Run:
 def put(run: Run, batch: dict[str, np.ndarray], where: NamedSharding) -> dict[str, Array]:
     """This process's rows as its part of the global batch; what the family does not read is left out."""
     names = families.get(run.family).example(run.model)
+    if jax.process_count() == 1:  # the same, in a sixth of the time
+        return jax.device_put({name: batch[name] for name in names}, where)
     return {name: jax.make_array_from_process_local_data(where, batch[name]) for name in names}
 
 
@@ -185,6 +187,7 @@ def train(
         step = int(jax.device_get(state.step))
         main_objective = families.get(run.family).objectives(run.model)[0].name
         programs = {n: compiled_steps(program(run), mesh, n) for n in _dispatches(run, step)}
+        jax.block_until_ready(fingerprint(state))  # compiles it
         may_write()
         log = Log(workdir, step, tensorboard)
         start = saved_at = time.monotonic()

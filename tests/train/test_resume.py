@@ -131,9 +131,12 @@ def damage_metadata(step):
 
 
 def damage_iterator(step):
-    for file in (step / "data").rglob("*"):
-        if file.is_file():
-            file.write_text("")
+    file = step / "_CHECKPOINT_METADATA"
+    content = json.loads(file.read_text())
+    beside = content["custom_metadata"]
+    place = next(i for i, c in enumerate(beside["data"]) if c.isdigit())
+    beside["data"] = beside["data"][:place] + str((int(beside["data"][place]) + 1) % 10) + beside["data"][place + 1 :]
+    file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_metadata, damage_iterator])
