@@ -1,4 +1,4 @@
-"""The look of report.html: one file that needs nothing else, on paper, on a phone, by day and by night."""
+"""The look of a report: one file that needs nothing else, on paper, on a phone, by day and by night."""
 
 import base64
 from collections.abc import Iterable
@@ -27,12 +27,12 @@ CAPTIONS = {
     ),
 }
 
-PAGE = Template("""<!DOCTYPE html>
+SHELL = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Scaling law of the $family family</title>
+<title>$title</title>
 <style>
 :root { --ink: #1c1c1e; --soft: #5b5b60; --page: #ffffff; --card: #f5f5f7; --line: #dcdce0; --mark: #b04a00;
   color-scheme: light dark; }
@@ -64,7 +64,11 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem; }
 </style>
 </head>
 <body>
-<h1>Scaling law of the $family family</h1>
+$body</body>
+</html>
+""")
+
+SWEEP = Template("""<h1>Scaling law of the $family family</h1>
 <p>$headline.</p>
 $result
 <p class="soft">$fitted runs of $sizes sizes were trained, and a law was fitted to the losses they ended with. The law
@@ -106,8 +110,6 @@ $versions
 know of the law's parameters, and the noise of one run.</dd>
 <dt>FLOPs</dt><dd>Floating-point operations: the arithmetic that training takes.</dd>
 </dl>
-</body>
-</html>
 """)
 
 
@@ -130,9 +132,16 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     ) + "</div>"  # fmt: skip
 
 
-def figure(name: str, image: Path) -> str:
+def write(path: Path, title: str, body: str) -> None:
+    """Write a page of this title and HTML body, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(SHELL.substitute(title=escape(title), body=body), encoding="utf-8")
+    partial.replace(path)
+
+
+def figure(name: str, image: Path, caption: str) -> str:
     """A PNG file as a part of the page."""
     data = base64.b64encode(image.read_bytes()).decode()
     source = f"data:image/png;base64,{data}"
     alt = escape(name.replace("_", " "))
-    return f'<figure><img alt="{alt}" src="{source}"><figcaption>{escape(CAPTIONS[name])}</figcaption></figure>\n'
+    return f'<figure><img alt="{alt}" src="{source}"><figcaption>{escape(caption)}</figcaption></figure>\n'

@@ -79,14 +79,14 @@ def write(
 ) -> None:
     """Write the page, whole or not at all. images: the PNG file of each figure; the rest as for `publish`."""
     fitted = findings.done(rows, "fit")
-    text = page.PAGE.substitute(
+    text = page.SWEEP.substitute(
         family=escape(rows[0]["family"]),
         headline=escape(findings.headline(rows, law)),
         result=page.facts(_facts(rows, law, fit.unit)),
         fitted=len(fitted),
         sizes=len({r["size"] for r in fitted}),
         held_out=page.table(HELD_OUT, _held_out(rows, law)),
-        figures="".join(page.figure(name, image) for name, image in images.items()),
+        figures="".join(page.figure(name, image, page.CAPTIONS[name]) for name, image in images.items()),
         equation=findings.equation(fit, "{}<sup>{}</sup>"),
         unit=escape(fit.unit),
         count=COUNTS[law["count"]],
@@ -99,9 +99,7 @@ def write(
         command=escape(command),
         versions=page.table(("what", "version"), versions.items()),
     )
-    partial = path.with_suffix(".tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    page.write(path, f"Scaling law of the {rows[0]['family']} family", text)
 
 
 def text_summary(fit: laws.Fit, law: Law, console: Console) -> None:
