@@ -8,24 +8,53 @@ Stands alone: imports NumPy and JAX and nothing else of the library.
 """
 
 from deeplearn.laws.allocation import Allocation
+from deeplearn.laws.approaches import Approach, Approaches, compare_approaches
 from deeplearn.laws.catalogue import FORMS
 from deeplearn.laws.certificate import Certificate
-from deeplearn.laws.fitting import Fit, fit
+from deeplearn.laws.compare import Comparison, Crossover, compare, fit_many
+from deeplearn.laws.design import Design, LossAt, OptimalParams, next_runs
+from deeplearn.laws.extrapolate import Extrapolation, extrapolate
+from deeplearn.laws.fitting import LOSSES, Fit, fit
 from deeplearn.laws.forms import Form
+from deeplearn.laws.plain import plain
+from deeplearn.laws.profiles import Profile, profile_interval
+from deeplearn.laws.rolling import HoldOut, rolling
+from deeplearn.laws.specification import Specification, specifications
 from deeplearn.laws.table import Table, TableError, read_csv, runs
 from deeplearn.laws.uncertainty import Interval, Prediction
 
 __all__ = [
     "FORMS",
+    "LOSSES",
     "Allocation",
+    "Approach",
+    "Approaches",
     "Certificate",
+    "Comparison",
+    "Crossover",
+    "Design",
+    "Extrapolation",
     "Fit",
     "Form",
+    "HoldOut",
     "Interval",
+    "LossAt",
+    "OptimalParams",
     "Prediction",
+    "Profile",
+    "Specification",
     "Table",
     "TableError",
+    "compare",
+    "compare_approaches",
+    "extrapolate",
     "fit",
+    "fit_many",
+    "next_runs",
+    "plain",
+    "profile_interval",
     "read_csv",
+    "rolling",
     "runs",
+    "specifications",
 ]

@@ -13,6 +13,7 @@ from deeplearn.laws.allocation import Allocation, optimal_params
 from deeplearn.laws.catalogue import FORMS
 from deeplearn.laws.certificate import Certificate, certify
 from deeplearn.laws.forms import Form
+from deeplearn.laws.plain import plain
 from deeplearn.laws.solve import Problem, stages
 from deeplearn.laws.table import Table, TableError
 from deeplearn.laws.uncertainty import Interval, Prediction
@@ -35,7 +36,8 @@ class Fit:
       replicates: name -> bootstrap replicates [R] of each parameter, on the same scale as `params`.
       residuals: log measured loss - log fitted loss of each run [n].
       table: the runs that were fitted.
-      widening: factor by which the rolling hold-outs stretched the prediction bands, 1 when they saw no need.
+      widening: by how much the rolling hold-outs multiplied the law's own uncertainty in the prediction bands; 1 when
+        they saw no need, or when there are too few runs to hold any out.
       problem: what was minimised, over centred variables.
       best: the parameters at the optimum [P], coefficients first, over centred variables.
       cloud: bootstrap replicates of `best` [R, P].
@@ -54,7 +56,7 @@ class Fit:
     problem: Problem = dataclasses.field(repr=False)
     best: np.ndarray = dataclasses.field(repr=False)
     cloud: np.ndarray = dataclasses.field(repr=False)
-    _noise: np.ndarray = dataclasses.field(repr=False)  # draws of the noise of one run, in log loss
+    _noise: float = dataclasses.field(repr=False)  # half-width of the 95 % interval of one run's noise, in log loss
 
     def curve(self, *values: np.ndarray | float) -> np.ndarray:
         """Predicted loss at values of the law's columns, in their order (params, tokens ...), which broadcast."""
@@ -67,8 +69,8 @@ class Fit:
     def predict(self, *values: np.ndarray | float) -> Prediction:
         """Loss of ONE NEW RUN at values of the law's columns (which broadcast), with its 95 % band.
 
-        The band holds the uncertainty of the parameters (bootstrap), the noise of one run, and what the law itself
-        was seen to miss when its cheaper runs predicted its dearer ones (`widening`).
+        The band holds the noise of one run and the uncertainty of the parameters (bootstrap), the latter as many times
+        (`widening`) as the law was seen to need when its smaller runs predicted its larger ones: see `uncertainty`.
         """
         values = np.broadcast_arrays(*values)
         center = self._log_loss(self.best[None], values)[0]
@@ -106,20 +108,18 @@ class Fit:
 
     def to_json(self) -> dict:
         """The fit in plain JSON types; open ends of intervals are None."""
-        condition = _plain(self.certificate.condition_number)  # infinite for columns that are multiples of each other
         law = {
             "form": self.form,
             "unit": self.unit,
             "n_runs": self.n_runs,
-            "params": {name: _plain(interval) for name, interval in self.params.items()},
-            "certificate": {**dataclasses.asdict(self.certificate), "condition_number": condition},
+            "params": plain(self.params),
+            "certificate": plain(self.certificate),
             "widening": self.widening,
             "warnings": list(self.warnings),
         }
         if self.problem.form.allocation is not None:
             best = [self.optimal(flops) for flops in np.array(BUDGETS) * self.table.flops.max()]
-            names = ("flops", "params", "tokens", "loss")
-            law["optimal"] = [{name: _plain(getattr(b, name)) for name in names} for b in best]
+            law["optimal"] = plain(best)
         return law
 
     def _log_loss(self, p_RxP: np.ndarray, values: tuple[np.ndarray | float, ...]) -> np.ndarray:
@@ -130,14 +130,6 @@ class Fit:
         values = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
         x = tuple(np.log(value).ravel() - mean for value, mean in zip(values, at, strict=False))
         return (_laws(law, p_RxP, x, at) + at[-1]).reshape((len(p_RxP), *values[0].shape))
-
-
-def _plain(value):
-    if isinstance(value, Interval):
-        return {name: _plain(getattr(value, name)) for name in ("value", "lo", "hi")}
-    if np.ndim(value):
-        return [_plain(item) for item in value]
-    return float(value) if np.isfinite(value) else None
 
 
 def _laws(form: Form, p_RxP: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:
@@ -203,20 +195,13 @@ def fit(
     draw = search.pairs if bootstrap == "pairs" else search.wild
     cloud = search.refit(problem, best, draw(rng, n, replicates, table.clusters, residuals))
 
-    # Rolling hold-outs: fits to the cheaper runs, each with replicates of its own, against the dearer ones.
-    scores = []
-    for mask in uncertainty.splits(_cost(table, law), size):
-        kept = np.flatnonzero(mask)
-        part = dataclasses.replace(problem, x=tuple(column[kept] for column in x), t=t[kept])
-        whole = [(np.ones((1, len(kept))), None)]
-        draws = search.pairs(rng, len(kept), uncertainty.SPLIT_REPLICATES, None, None)
-        fits_RxP = search.refit(part, best, [*whole, *draws])
-        log_Rxn = _laws(law, fits_RxP, x, at)
-        error = t - log_Rxn[0]
-        noise = uncertainty.noise(rng, error[mask], size)
-        low, high = uncertainty.band(log_Rxn[0, ~mask], log_Rxn[1:, ~mask], noise, 1.0)
-        scores.append(error[~mask] / ((high - low) / (2 * 1.96) + 1e-12))
-    widening = uncertainty.widening(scores)
+    # Rolling hold-outs along each column: fits to the smaller runs, with replicates of their own, against the larger.
+    masks, held_out = uncertainty.splits([table[name] for name in law.columns], size), []
+    if len(masks):
+        fits = search.refit(problem, best, uncertainty.split_draws(rng, masks))
+        for mask, fits_RxP in zip(masks, np.split(fits, len(masks)), strict=True):
+            held_out.append(uncertainty.misses(t, _laws(law, fits_RxP, x, at), mask, size))
+    widening = uncertainty.widening(held_out)
 
     values, clouds = law.original(best[None], at), law.original(cloud, at)
     params = {
@@ -240,12 +225,6 @@ def fit(
         cloud=cloud,
         _noise=uncertainty.noise(rng, residuals, size),
     )
-
-
-def _cost(table: Table, law: Form) -> np.ndarray:
-    """What orders runs from cheap to dear [n]: FLOPs where they are known, else the last column of the law."""
-    has_flops = "flops" in table.columns or {"params", "tokens"} <= set(table.columns)
-    return table.flops if has_flops else table[law.columns[-1]]
 
 
 def _known(kind: str, word: str, options) -> str:

@@ -5,10 +5,10 @@ Every form is
     L = (sum_k s_k c_k exp(f_k(theta, x)))^q(theta)
 
 with coefficients c_k >= 0 that enter linearly, fixed signs s_k, a few bounded parameters theta that do not, and the
-logarithms x of some columns of the table. Most have q = 1. The fit centres x on the geometric means of the table: that
-makes the coefficients comparable in size and nearly free of the exponents, which is what makes it well conditioned.
-`Form.original` turns what it finds back into the units of the table, for any form that keeps its shape when units
-change.
+logarithms x of some columns of the table. Most have q = 1. The fit divides each term by its value at the geometric
+means of the table's columns, exp(f_k(theta, x) - f_k(theta, at)): that makes the coefficients comparable in size and
+nearly free of the exponents, which is what makes it well conditioned. `Form.original` turns what it finds back into the
+units of the table.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any
 Bounds = tuple[float, float]
 TINY = 1e-12  # of a centred loss: no law goes below it
+
+
+class Log(NamedTuple):
+    """Bounds of a positive parameter that is fitted as its logarithm: one whose order of magnitude is in question."""
+
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +41,23 @@ class Form:
       name: what `fit(form=...)` takes.
       formula: the law as people write it.
       columns: the columns of the table that it reads.
-      exponents: name -> (lower, upper) bound of each non-linear parameter, in order. In place of bounds, the name of
-        a column says that the parameter is a place on that column's axis (a break, say), inside the range of the runs.
+      exponents: name -> (lower, upper) bound of each non-linear parameter, in order; `Log` bounds fit its logarithm. In
+        place of bounds, the name of a column says that the parameter is a place on that column's axis (a break, say),
+        inside the range of the runs.
       coefficients: names of the linear, non-negative parameters, in order.
-      terms: (p, x) -> logarithms f_k of the terms, where p.NAME are the exponents (places as logarithms) and x.NAME
-        the logarithms of the columns. All broadcast. Written against the arrays' own namespace (`namespace`), so that
-        it runs in NumPy and, traced and differentiated, in JAX.
+      terms: (p, x) -> logarithms f_k of the terms, where p.NAME are the exponents (places and those with `Log` bounds
+        as logarithms) and x.NAME the logarithms of the columns, in the units of the table. All broadcast. Written
+        against the arrays' own namespace (`namespace`), so that it runs in NumPy and, traced, in JAX.
       signs: s_k; all +1 if left out.
       power: (p) -> q.
       allocation: (p) -> exponents (a, b) of a law that falls with A N^-a + B D^-b, whatever the rest of it.
-      pinned: (coefficient, value) of those that are not fitted; see `pin`.
+      pinned: (parameter, value) of those that are not fitted; see `pin`.
     """
 
     name: str
     formula: str
     columns: tuple[str, ...]
-    exponents: Mapping[str, Bounds | str]
+    exponents: Mapping[str, Bounds | Log | str]
     coefficients: tuple[str, ...]
     terms: Callable[[SimpleNamespace, SimpleNamespace], tuple[Array, ...]]
     signs: tuple[int, ...] = ()
@@ -63,8 +71,8 @@ class Form:
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The coefficients that are fitted."""
-        held = dict(self.pinned)
+        """The coefficients that are fitted, and linear."""
+        held = {**dict(self.pinned), **self.exponents}
         return tuple(name for name in self.coefficients if name not in held)
 
     @property
@@ -77,19 +85,37 @@ class Form:
         """name -> column, of the parameters that are places on a column's axis."""
         return {name: bound for name, bound in self.exponents.items() if isinstance(bound, str)}
 
+    @property
+    def logarithmic(self) -> tuple[str, ...]:
+        """The exponents that are fitted as logarithms."""
+        return tuple(name for name, bounds in self.exponents.items() if isinstance(bounds, Log | str))
+
     def pin(self, **values: float) -> Form:
         """The same law with some parameters held, in the units of the table. Raises ValueError for a bad name."""
         unknown = [name for name in values if name not in (*self.coefficients, *self.exponents)]
         if unknown:
             known = ", ".join((*self.coefficients, *self.exponents))
             raise ValueError(f"the {self.name} law has no parameter {unknown[0]!r}; it has {known}")
-        coefficients = tuple((name, float(v)) for name, v in values.items() if name in self.coefficients)
-        exponents = {name: (values[name], values[name]) if name in values else b for name, b in self.exponents.items()}
-        return dataclasses.replace(self, exponents=exponents, pinned=self.pinned + coefficients)
+        held = {**dict(self.pinned), **{name: float(value) for name, value in values.items()}}
+        return dataclasses.replace(self, pinned=tuple(held.items()))
 
-    def bounds(self, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds [T] of the exponents, for logarithms x: column -> [n]."""
-        pairs = [(x[b].min(), x[b].max()) if isinstance(b, str) else b for b in self.exponents.values()]
+    def expose(self, name: str, bounds: Log) -> Form:
+        """The same law with a coefficient among its exponents, where it can be held while the others are fitted."""
+        return dataclasses.replace(self, name=f"{self.name} of {name}", exponents={**self.exponents, name: bounds})
+
+    def bounds(self, x: Mapping[str, np.ndarray], at: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds [T] of the exponents, for centred logarithms x: column -> [n], and their centres."""
+        center, held = dict(zip(self.columns, at, strict=False)), dict(self.pinned)
+        pairs = []
+        for name, bounds in self.exponents.items():
+            place = isinstance(bounds, str)
+            if name in held:
+                bounds = (held[name], held[name])
+            elif place:
+                bounds = np.exp(center[bounds] + x[bounds].min()), np.exp(center[bounds] + x[bounds].max())
+            if name in self.logarithmic:
+                bounds = np.log(bounds) - (center[self.places[name]] if place else 0.0)
+            pairs.append(bounds)
         low, high = np.array(pairs, np.float64).reshape(-1, 2).T
         return low, high
 
@@ -99,25 +125,28 @@ class Form:
         Args:
           theta: exponents [T]; places relative to the centre.
           x: centred logarithms of `columns`, each [n].
-          at: the centre of each of them, and of log loss: scalars. Only pinned coefficients need it.
+          at: the centre of each of them, and of log loss: scalars.
 
         Returns:
           phi [K, n], offset [n], q (a scalar).
         """
         xp = namespace(theta)
-        p = SimpleNamespace(**dict(zip(self.exponents, theta, strict=True)))
+        p = self._parameters(theta, at)
         q = xp.asarray(1.0, dtype=theta.dtype) if self.power is None else self.power(p)
-        columns = SimpleNamespace(**dict(zip(self.columns, x, strict=True)))
+        columns = SimpleNamespace(**{name: v + c for name, v, c in zip(self.columns, x, at, strict=False)})
         signs = self.signs or (1,) * len(self.coefficients)
-        logs = dict(zip(self.coefficients, self.terms(p, columns), strict=True))
-        signed = {name: s * xp.exp(logs[name] + 0.0 * x[0]) for name, s in zip(self.coefficients, signs, strict=True)}
+        scale = self._scales(p, at)
+        logs = zip(self.coefficients, self.terms(p, columns), signs, strict=True)
+        signed = {name: s * xp.exp(f - scale[name] + 0.0 * x[0]) for name, f, s in logs}
         offset = 0.0 * x[0]
-        if self.pinned:
-            shift = self._shifts(p, at, q)
-            for name, value in self.pinned:
-                log_value = math.log(value) if value > 0 else -math.inf
-                offset = offset + signed[name] * xp.exp(log_value - shift[name])
-        return xp.stack([signed[name] for name in self.free]), offset, q
+        for name, value in self.pinned:
+            if name in signed and value > 0:
+                offset = offset + signed[name] * xp.exp(math.log(value) + scale[name] - at[-1] / q)
+        for name in signed:
+            if name in self.exponents:
+                offset = offset + signed[name] * xp.exp(getattr(p, name) + scale[name] - at[-1] / q)
+        phi = [signed[name] for name in self.free]
+        return xp.stack(phi) if phi else xp.zeros((0, *x[0].shape)), offset, q
 
     def log_loss(self, p_P: Array, x: tuple[Array, ...], at: tuple[Array, ...]) -> Array:
         """Centred log loss [n] of the law with parameters p [P], coefficients first, over centred variables."""
@@ -125,28 +154,29 @@ class Form:
         phi_KxN, offset_n, q = self.basis(p_P[k:], x, at)
         return q * xp.log(xp.maximum(offset_n + p_P[:k] @ phi_KxN, TINY))
 
-    def _shifts(self, p: SimpleNamespace, at: tuple[Array, ...], q: Array) -> dict[str, Array]:
-        """log of (coefficient in the units of the table / coefficient over centred variables)."""
+    def _parameters(self, theta: Array, at: tuple[Array, ...]) -> SimpleNamespace:
+        """What `terms` sees of exponents [T, ...]: places on the axis of the table."""
+        center = dict(zip(self.columns, at, strict=False))
+        pairs = zip(self.exponents, theta, strict=True)
+        return SimpleNamespace(
+            **{name: v + center[self.places[name]] if name in self.places else v for name, v in pairs}
+        )
+
+    def _scales(self, p: SimpleNamespace, at: tuple[Array, ...]) -> dict[str, Array]:
+        """log of each term at the centre of the table: what the fit divides it by."""
         center = SimpleNamespace(**dict(zip(self.columns, at, strict=False)))
-        moved = SimpleNamespace(**vars(p))
-        for name, column in self.places.items():
-            setattr(moved, name, getattr(p, name) + getattr(center, column))
-        origin = SimpleNamespace(**dict.fromkeys(self.columns, at[0] * 0.0))
-        pairs = zip(self.coefficients, self.terms(p, origin), self.terms(moved, center), strict=True)
-        return {name: here - there + at[-1] / q for name, here, there in pairs}
+        return dict(zip(self.coefficients, self.terms(p, center), strict=True))
 
     def original(self, fitted_RxP: np.ndarray, at: tuple[float, ...]) -> dict[str, np.ndarray]:
         """name -> [R] in the units of the table, from parameters over centred variables."""
         k = len(self.free)
-        theta = fitted_RxP[:, k:].T
-        p = SimpleNamespace(**dict(zip(self.exponents, theta, strict=True)))
-        q = np.ones(len(fitted_RxP)) if self.power is None else self.power(p)
         at_R = tuple(np.full(len(fitted_RxP), value) for value in at)
-        shift = self._shifts(p, at_R, q)
-        values = {name: fitted_RxP[:, i] * np.exp(shift[name]) for i, name in enumerate(self.free)}
-        center = dict(zip(self.columns, at, strict=False))
-        for name, value in zip(self.exponents, theta, strict=True):
-            values[name] = np.exp(value + center[self.places[name]]) if name in self.places else value
+        p = self._parameters(fitted_RxP[:, k:].T, at_R)
+        q = np.ones(len(fitted_RxP)) if self.power is None else self.power(p)
+        scale = self._scales(p, at_R)
+        values = {name: fitted_RxP[:, i] * np.exp(at[-1] / q - scale[name]) for i, name in enumerate(self.free)}
+        for name in self.exponents:
+            values[name] = np.exp(getattr(p, name)) if name in self.logarithmic else getattr(p, name)
         return values
 
 

@@ -17,17 +17,31 @@ WEIGHTS = 2**24  # numbers of weights held at once
 Draws = Iterable[tuple[np.ndarray, np.ndarray | None]]  # weights [r, n], and what is added to log losses [r, n]
 
 
-def global_fit(problem: Problem, starts: int, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-    """The best parameters [P] over random starts, their objective, and the share of the starts that reach it."""
+def global_fit(
+    problem: Problem, starts: int, rng: np.random.Generator, w: np.ndarray | None = None
+) -> tuple[np.ndarray, float, float]:
+    """The best parameters [P] over random starts, their objective, and the share of the starts that reach it.
+
+    w: weights of the runs [1, n]; 1 if left out.
+    """
     k = len(problem.form.free)
     low_P, high_P = problem.bounds
     theta = rng.uniform(low_P[k:], high_P[k:], (starts, len(low_P) - k))
-    ones = np.ones((1, len(problem.t)))
-    begin, _ = profile(problem, theta, ones)
-    found, value = solve(problem, begin[0], np.repeat(ones, starts, axis=0))
+    w = np.ones((1, len(problem.t))) if w is None else w
+    begin, _ = profile(problem, theta, w)
+    w = np.repeat(w, starts, axis=0)
+    found, value = solve(problem, begin[0], w)
+    # The stages lead all starts into one valley, which need not be the deepest: from each start, without them as well.
+    alone, depth = solve(direct(problem), begin[0], w)
+    found, value = np.where((value <= depth)[:, None], found, alone), np.minimum(value, depth)
     least = float(value.min())
     share = float(np.mean(value <= least * (1 + AT_OPTIMUM) + 1e-20))
     return found[value.argmin()], least, share
+
+
+def direct(problem: Problem) -> Problem:
+    """The problem without the stages that smooth it; with as many of them, so that nothing is compiled anew."""
+    return dataclasses.replace(problem, deltas=np.full_like(problem.deltas, problem.deltas[-1]))
 
 
 def exponents_grid(problem: Problem) -> np.ndarray:

@@ -59,7 +59,7 @@ class Problem:
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds [P], coefficients first."""
         k = len(self.form.free)
-        low, high = self.form.bounds(dict(zip(self.form.columns, self.x, strict=True)))
+        low, high = self.form.bounds(dict(zip(self.form.columns, self.x, strict=True)), self.at)
         return np.concatenate([np.zeros(k), low]), np.concatenate([np.full(k, np.inf), high])
 
 
@@ -70,6 +70,7 @@ class _Runs(NamedTuple):
     tau: Array
     low_P: Array
     high_P: Array
+    hold_P: Array
 
 
 class _Quadratic(NamedTuple):
@@ -89,6 +90,24 @@ class _State(NamedTuple):
     at_p: _Quadratic
     damping: Array
     stage: Array
+
+
+def _runs(problem: Problem, hold: np.ndarray | None = None) -> _Runs:
+    low_P, high_P = problem.bounds
+    hold_P = np.zeros(len(low_P), bool) if hold is None else hold
+    return _Runs(problem.x, problem.at, problem.deltas, problem.tau, low_P, high_P, hold_P)
+
+
+def _padded(problem: Problem, w: np.ndarray, shift: np.ndarray | None) -> tuple[Problem, np.ndarray, np.ndarray | None]:
+    """The same with runs of weight 0 added up to one of a few sizes, so that tables of like sizes share programs."""
+    n = len(problem.t)
+    step = max(8, 2 ** (n.bit_length() - 3))
+    extra = -n % step
+    if not extra:
+        return problem, w, shift
+    x, t = tuple(np.pad(column, (0, extra), "edge") for column in problem.x), np.pad(problem.t, (0, extra), "edge")
+    w, shift = (None if a is None else np.pad(a, ((0, 0), (0, extra))) for a in (w, shift))
+    return dataclasses.replace(problem, x=x, t=t), w, shift
 
 
 def stages(loss: str, delta: float) -> np.ndarray:
@@ -132,7 +151,10 @@ def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, run
     axes = list(jnp.eye(exponents))
     first = [lambda theta_T, e=e: jax.jvp(basis, (theta_T,), (e,))[1] for e in axes]
     phi_KxN, f_n, q = basis(theta_T)
-    phi_TxKxN, f_TxN, q_T = jax.tree.map(lambda *d: jnp.stack(d), *(d(theta_T) for d in first))
+    # From empty arrays on, for a law without exponents.
+    none = (jnp.zeros((0, *phi_KxN.shape)), jnp.zeros((0, *f_n.shape)), jnp.zeros(0))
+    slopes = [jax.tree.map(lambda d: d[None], d(theta_T)) for d in first]
+    phi_TxKxN, f_TxN, q_T = jax.tree.map(lambda *d: jnp.concatenate(d), none, *slopes)
     bends = {(i, j): jax.jvp(first[i], (theta_T,), (axes[j],))[1] for i in range(exponents) for j in range(i + 1)}
     bend = [[bends[max(i, j), min(i, j)] for j in range(exponents)] for i in range(exponents)]
 
@@ -154,7 +176,7 @@ def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, run
     # Second derivatives of q log f: of the basis, of the logarithm and of the power.
     share_n = pull_n / f_n
     mixed_TxK = phi_TxKxN @ share_n
-    bend_TxT = jnp.array([[f_n @ share_n for _, f_n, _ in row] for row in bend])
+    bend_TxT = jnp.array([[f_n @ share_n for _, f_n, _ in row] for row in bend]).reshape(exponents, exponents)
     bend_PxP = q * jnp.block([[jnp.zeros((k, k)), mixed_TxK.T], [mixed_TxK, bend_TxT]])
     inner_n = w_n * inside_n * scale_n**2 + (pull_n if linear else 0.0)
     outer_n = w_n * scale_n**2 * delta / jnp.maximum(jnp.abs(r_n), delta)
@@ -186,7 +208,7 @@ def _advance(form: Form, linear: bool, tolerance: float, w_n: Array, t_n: Array,
 
     # Exponents and coefficients that a bound holds stay there; the floor keeps a column of zeros solvable.
     gradient_P = at_p.gradient_P
-    held_P = ((p_P <= runs.low_P) & (gradient_P >= 0)) | ((p_P >= runs.high_P) & (gradient_P <= 0))
+    held_P = ((p_P <= runs.low_P) & (gradient_P >= 0)) | ((p_P >= runs.high_P) & (gradient_P <= 0)) | runs.hold_P
     free_P = jnp.where(held_P, 0.0, 1.0)
     diagonal_P = jnp.diag(at_p.metric_PxP)
     floor_P = 1e-9 * diagonal_P + 1e-14 * jnp.sum(diagonal_P)
@@ -233,7 +255,12 @@ def _x64(function, *args):
 
 
 def solve(
-    problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None, tolerance: float = 1e-13
+    problem: Problem,
+    p: np.ndarray,
+    w: np.ndarray,
+    shift: np.ndarray | None = None,
+    tolerance: float = 1e-13,
+    hold: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solves many problems.
 
@@ -243,14 +270,15 @@ def solve(
       w: weight of each run in each problem [R, n]; 0 leaves a run out.
       shift: what each problem adds to the log losses [R, n]; nothing if left out.
       tolerance: a stage ends when the next step would gain less than this share of the objective.
+      hold: parameters [P] that stay where they start; none if left out.
 
     Returns:
       parameters [R, P]; objectives [R].
     """
     count, size = p.shape
-    low_P, high_P = problem.bounds
-    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, low_P, high_P)
-    p = np.clip(p, low_P, high_P)
+    problem, w, shift = _padded(problem, w, shift)
+    runs = _runs(problem, hold)
+    p = np.clip(p, runs.low_P, runs.high_P)
     nothing = _Quadratic(np.full(count, np.inf), np.zeros((count, size)), *np.zeros((2, count, size, size)))
     states = _State(p, p.copy(), nothing, np.full(count, FIRST_DAMPING), np.zeros(count, np.int64))
     for _ in range(ROUNDS):
@@ -264,7 +292,8 @@ def solve(
 
 def objective(problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
     """The objective [R] at parameters [R, P], for weights and shifts as in `solve`."""
-    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, *problem.bounds)
+    problem, w, shift = _padded(problem, w, shift)
+    runs = _runs(problem)
     found = (p, np.empty(len(p)))
     _in_chunks(
         functools.partial(_values, problem.form, problem.linear), problem, w, shift, runs, found, np.arange(len(p))
@@ -346,7 +375,8 @@ def profile(
       parameters [R, G, P]; objectives [R, G].
     """
     k, count, rows = len(problem.form.free), len(theta), len(w)
-    runs = _Runs(problem.x, problem.at, problem.deltas, problem.tau, *problem.bounds)
+    problem, w, shift = _padded(problem, w, shift)
+    runs = _runs(problem)
     pieces = max(1, min(count, PRODUCTS // (problem.t.size * (k + 2) ** 2)))
     sums = []
     for start in range(0, count, pieces):
@@ -362,8 +392,8 @@ def profile(
     sums_QxGxR = np.concatenate(sums).swapaxes(0, 1)
     i, j = np.tril_indices(k)
     gram_KxKxM = np.empty((k, k, count * rows))
-    gram_KxKxM[i, j] = gram_KxKxM[j, i] = sums_QxGxR[: len(i)].reshape(len(i), -1)
-    rhs_KxM, rest_M = sums_QxGxR[len(i) : -1].reshape(k, -1), sums_QxGxR[-1].reshape(-1)
+    gram_KxKxM[i, j] = gram_KxKxM[j, i] = sums_QxGxR[: len(i)].reshape(len(i), count * rows)
+    rhs_KxM, rest_M = sums_QxGxR[len(i) : -1].reshape(k, count * rows), sums_QxGxR[-1].reshape(-1)
     c_KxM, cost_M = _x64(_best_coefficients, gram_KxKxM, rhs_KxM, rest_M)
     theta_RxGxT = np.broadcast_to(theta, (rows, *theta.shape))
     return np.concatenate([c_KxM.reshape(k, count, rows).T, theta_RxGxT], axis=2), cost_M.reshape(count, rows).T

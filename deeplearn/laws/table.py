@@ -154,6 +154,7 @@ def read_csv(
     unit: str | None = None,
     split: str | None = "fit",
     clusters: str | None = None,
+    also: Sequence[str] = (),
 ) -> Table:
     """Reads anyone's table of runs.
 
@@ -168,6 +169,7 @@ def read_csv(
         "fit"; None keeps all. In a table with a `status` column only runs that are "done" are kept. What was left out
         is said in `Table.notes`.
       clusters: the file's column whose equal values mark runs to resample together.
+      also: columns to read if the file has them under these names.
 
     Raises:
       TableError: one sentence that names the line and column at fault.
@@ -186,6 +188,7 @@ def read_csv(
             kind = "tokens" if instead else name
             raise TableError(f"no column for {kind}: the file has {', '.join(header)}; known names are {known}")
         found[name] = column
+    found |= {name: name for name in also if name in header}
     if clusters is not None:
         _find(header, "clusters", clusters)
 
@@ -207,8 +210,9 @@ def read_csv(
             raise TableError(f"column 'unit' mixes {', '.join(sorted(map(str, units)))}: a law needs one unit")
         unit = units.pop() if units else "nats/token"
     _check({found[name]: column for name, column in columns.items()}, lambda row: f"line {rows[row][0]}")
-    if "flops" in columns and "tokens" in wanted:
-        columns["tokens"] = columns.pop("flops") / (6.0 * columns["params"])
+    if "tokens" in wanted and "tokens" not in columns:
+        columns["tokens"] = columns["flops"] / (6.0 * columns["params"])
+    columns = {name: column for name, column in columns.items() if name in (*wanted, response, *also)}
     labels = None if clusters is None else np.array([row[clusters] for _, row in rows])
     return Table(columns, response, unit, tuple(notes), labels)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from deeplearn.laws.forms import Form
+from deeplearn.laws import isoflop, residuals
+from deeplearn.laws.certificate import jacobian
+from deeplearn.laws.forms import Form, Log
 from deeplearn.laws.solve import Problem
 from deeplearn.laws.table import Table
 
-LACK_OF_FIT = 1.25  # a right law is widened this much in at most 1 table of 50
+LACK_OF_FIT = 1.6  # a right law is widened this much in about 1 table of 50
+# Levels of the tests: a right law is accused by each in at most 1 table of 100.
+RUNS_LEVEL, SEEDS_LEVEL, OUTLIER_LEVEL = 0.01, 0.01, 0.01
+BITS = math.log(1 / math.log(2))  # log of (loss in bits / loss in nats)
+NAMED = 5  # rows that one sentence names
 
 
 def verdicts(
@@ -27,7 +35,17 @@ def verdicts(
     """
     form = problem.form
     design = _design(table) if {"params", "tokens"} <= set(form.columns) else ()
-    return (*design, *_bounds(problem, best, cloud), *_terms(form, params), *_search(certificate), *_misfit(widening))
+    error_n = problem.t - form.log_loss(best, problem.x, problem.at)
+    return (
+        *design,
+        *_bounds(problem, best, cloud),
+        *_terms(form, params),
+        *_search(certificate),
+        *_misfit(widening),
+        *_signs(form, table, error_n),
+        *_seeds(problem, table, best, error_n),
+        *_rows(form, table, error_n),
+    )
 
 
 def _design(table: Table):
@@ -43,6 +61,10 @@ def _design(table: Table):
     decades = float(np.ptp(np.log10(table.flops)))
     if decades < 1:
         yield f"weak: the runs span only {decades:.1f} decades of compute; an extrapolation beyond them is a guess"
+    missed = isoflop.unbracketed(table)
+    if missed:
+        where = _listed([f"{flops:.1e}" for flops in missed])
+        yield f"not bracketed: the isoFLOP minimum at {where} FLOP, where the best size is not inside the sizes tried"
 
 
 def _bounds(problem: Problem, best: np.ndarray, cloud: np.ndarray):
@@ -53,7 +75,8 @@ def _bounds(problem: Problem, best: np.ndarray, cloud: np.ndarray):
         if low == high:
             continue
         near = 1e-6 * max(1.0, high - low)
-        ends = ("the smallest run", "the largest run") if isinstance(declared, str) else (f"{low:g}", f"{high:g}")
+        bounds = np.exp((low, high)) if isinstance(declared, Log) else (low, high)
+        ends = ("the smallest run", "the largest run") if isinstance(declared, str) else (f"{b:g}" for b in bounds)
         words = dict(zip((low, high), ends, strict=True))
         at = [bound for bound in words if abs(best[i] - bound) < near]
         reached = [bound for bound in words if np.mean(np.abs(cloud[:, i] - bound) < near) >= 0.025]
@@ -83,6 +106,64 @@ def _search(certificate):
 def _misfit(widening: float):
     if widening > LACK_OF_FIT:
         yield (
-            f"lack of fit: fits to the cheaper runs missed the dearer ones, so prediction bands are {widening:.2f} "
-            "times as wide as noise and parameters alone would make them"
+            f"lack of fit: fits to the smaller runs missed the larger ones, so prediction bands take the law for "
+            f"{widening:.2f} times as uncertain as its parameters alone would make it"
         )
+
+
+def _signs(form: Form, table: Table, error_n: np.ndarray):
+    """Runs tests along each column of the law, and along compute."""
+    axes = {name: table[name] for name in form.columns}
+    if {"params", "tokens"} <= set(axes):
+        axes["compute"] = table.params * table.tokens
+    p_values = {}
+    for name, column in axes.items():
+        other = next((axes[second] for second in axes if second != name), column)
+        p_values[name] = residuals.too_few_runs(error_n[residuals.snake(column, other)])
+    name = min(p_values, key=p_values.get)
+    if p_values[name] < RUNS_LEVEL / len(axes):
+        yield (
+            f"lack of fit: along {name} the residuals keep their sign for longer than chance allows (runs test, "
+            f"p = {p_values[name]:.1g})"
+        )
+
+
+def _seeds(problem: Problem, table: Table, best: np.ndarray, error_n: np.ndarray):
+    scales = np.stack([table[name] for name in problem.form.columns], axis=1)
+    _, same = np.unique(scales, axis=0, return_inverse=True)
+    if same.max() + 1 == len(same):
+        return  # every run its own scale; the Jacobian of many runs is dear
+    test = residuals.lack_of_fit(error_n, jacobian(problem, best), same.ravel())
+    if test is not None and test[0] < SEEDS_LEVEL:
+        yield (
+            f"lack of fit: the law misses the means of runs of equal scale by {test[2] / test[1]:.1f} times what their "
+            f"scatter of {100 * test[1]:.2g} % explains (F test against repeated seeds, p = {test[0]:.1g})"
+        )
+
+
+def _rows(form: Form, table: Table, error_n: np.ndarray):
+    far, scatter = residuals.outliers(error_n, len(form.names), OUTLIER_LEVEL)
+    bits = far[abs(abs(error_n[far]) - BITS) < 0.02 + 3 * scatter]
+    for rows, side in ((bits[error_n[bits] > 0], "above"), (bits[error_n[bits] < 0], "below")):
+        if len(rows):
+            other = "bits" if side == "above" else "nats"
+            yield (
+                f"mixed units: {_listed(rows)}, a factor 1.44 {side} the law, the ratio of bits to nats; their "
+                f"{table.response} may be in {other}"
+            )
+    rest = np.setdiff1d(far, bits, assume_unique=True)
+    if len(rest):
+        worst = rest[np.argmax(abs(error_n[rest]))]
+        yield (
+            f"outliers: {_listed(rest)}, far from the law; row {worst} is off by "
+            f"{100 * np.expm1(error_n[worst]):+.2g} %, {abs(error_n[worst]) / scatter:.0f} times the scatter of the "
+            "others (diverged, unfinished or another setup?)"
+        )
+
+
+def _listed(items) -> str:
+    """The first few, and how many more there are."""
+    words = [item if isinstance(item, str) else f"row {item}" for item in items[:NAMED]]
+    if len(items) > NAMED:
+        words.append(f"{len(items) - NAMED} more")
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from synthetic import DATA, grid
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -15,9 +16,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "experiments.fit", *arguments]
     environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_held_out_runs(tmp_path):
     table, larger = grid(), grid(2, 2, seed=1)
     runs = [f"{n},{d},{loss},done,fit" for n, d, loss in zip(table.params, table.tokens, table.loss, strict=True)]
@@ -29,6 +31,11 @@ def test_a_sweep_with_held_out_runs(tmp_path):
     done = run(str(path), f"--out={tmp_path / 'law'}", "--replicates=100", "--unit=bits/byte", "--budgets=1e12,1e13")
     assert done.returncode == 0, done.stderr
     law = json.loads((tmp_path / "law" / "law.json").read_text())
+    assert set(law["profiles"]) == set(law["params"]) and len(law["specifications"]) >= 10
+    page = (tmp_path / "law" / "report.html").read_text()
+    pictures = {path.stem for path in (tmp_path / "law" / "figures").iterdir()}
+    assert pictures == {"residuals", "frontier", "rolling", "bootstrap", "profiles", "specification"}
+    assert page.count("data:image/png;base64,") == len(pictures) and "http" not in page
     assert law["n_runs"] == 20 and law["unit"] == "bits/byte"
     assert f"{law['params']['alpha']['value']:.5g}" in done.stdout
     for words in ("20 runs", "bits/byte", "Certificate", "1e+13", "Held-out runs", "4 of 24 runs left out"):
