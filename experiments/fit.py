@@ -1,21 +1,29 @@
-"""Fit a scaling law to a table of runs: python -m experiments.fit RUNS.csv [--out=DIR]
+"""Fit a scaling law to a table of runs: python -m experiments.fit RUNS.csv [--law=NAME] [--out=DIR]
 
-    python -m experiments.fit runs/quickstart/runs.csv
-    python -m experiments.fit table.csv --params=n_params --flops=training_flops --loss=val_loss --out=law
+    python -m experiments.fit runs/quickstart/runs.csv --out=law
+    python -m experiments.fit table.csv --params=n_params --flops=training_flops --loss=val_loss
+    python -m experiments.fit table.csv --law=data_constrained --column=unique_tokens=U --pin=alpha=0.35
+    python -m experiments.fit ours.csv --against=theirs.csv
 
-RUNS.csv has one row a run, with its parameters N, training tokens D (or training FLOPs C, then D = C / 6N) and final
-held-out loss. Columns are found by their usual names (N, params; D, tokens; flops; loss, val_loss ...) unless named.
-Where there is a `status` column only runs that are done count; where there is a `split` column the runs marked fit are
-fitted, and those marked held_out are predicted and compared.
+RUNS.csv has one row a run, with the columns that the law reads - for most laws parameters N and training tokens D (or
+training FLOPs C, then D = C / 6N) - and the final held-out loss. Columns are found by their usual names (N, params; D,
+tokens; flops; loss, val_loss ...) unless named. Where there is a `status` column only runs that are done count; where
+there is a `split` column the runs marked fit are fitted, and those marked held_out are predicted and compared.
 
 Prints the parameters with their 95 % intervals, the certificate of the search, the best use of a few budgets, and what
-these runs cannot say. --out=DIR also writes all of it to DIR/law.json. A table that cannot be fitted ends in one
-sentence that names the line and the column, and exit code 2.
+these runs cannot say. --out=DIR writes all of it to DIR/law.json, and a page DIR/report.html with figures: residuals,
+bootstrap cloud, profiles, specification curve, rolling hold-outs, and the frontier with its band. --against fits other
+tables too, and says how much compute one saves over the other. A table that cannot be fitted ends in one sentence that
+names the line and the column, and exit code 2.
 """
 
 import json
+import shlex
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from rich import box
@@ -23,51 +31,94 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from deeplearn import laws
-from deeplearn.config import ConfigError
-from experiments import cli
+from deeplearn.config import ConfigError, nearest
+from deeplearn.data.sources import cache_dir
+from experiments import cli, law_figures, law_report
 
+_LAW = flags.DEFINE_enum("law", "chinchilla", sorted(laws.FORMS), "The law.")
 _PARAMS = flags.DEFINE_string("params", None, "Column of parameters N, if not one of the usual names.")
 _TOKENS = flags.DEFINE_string("tokens", None, "Column of training tokens (or examples) D, if not a usual name.")
 _FLOPS = flags.DEFINE_string("flops", None, "Column of training FLOPs C, for D = C / 6N in place of tokens.")
+_COLUMN = flags.DEFINE_multi_string("column", [], "Another column that the law reads: its name=the file's name.")
 _LOSS = flags.DEFINE_string("loss", None, "Column of the final held-out loss, if not one of the usual names.")
 _UNIT = flags.DEFINE_string("unit", None, "Unit of the loss; else what the `unit` column says, else nats/token.")
-_FORM = flags.DEFINE_enum("form", "chinchilla", sorted(laws.FORMS), "The law.")
-_OBJECTIVE = flags.DEFINE_enum("objective", "huber", ["huber", "l1", "squared"], "Loss of the log-loss residuals.")
+_CLUSTERS = flags.DEFINE_string("clusters", None, "Column whose equal values mark runs to resample together.")
+_PIN = flags.DEFINE_multi_string("pin", [], "Hold a parameter of the law: name=value; may be repeated.")
+_OBJECTIVE = flags.DEFINE_enum("objective", "huber", laws.LOSSES, "Loss of the log-loss residuals.")
+_QUANTILE = flags.DEFINE_float("quantile", 0.1, "Share of runs below the law, for --objective=quantile.", 0.001, 0.999)
 _DROP_HIGHEST = flags.DEFINE_integer("drop_highest", 0, "Leave out this many runs of the highest loss.", 0)
 _REPLICATES = flags.DEFINE_integer("replicates", 1000, "Bootstrap replicates.", 20)
+_BOOTSTRAP = flags.DEFINE_enum("bootstrap", "pairs", ["pairs", "wild"], "How the bootstrap tables are made.")
 _BUDGETS = flags.DEFINE_list("budgets", [], "FLOPs to allocate; else 1, 10 and 100 times the dearest fitted run.")
-_OUT = flags.DEFINE_string("out", None, "Folder for law.json.")
+_AGAINST = flags.DEFINE_multi_string("against", [], "Another table to compare with; may be repeated.")
+_OUT = flags.DEFINE_string("out", None, "Folder for law.json, report.html and figures.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random starts and of the bootstrap.", 0)
 
 
 def main(argv: list[str]) -> int:
-    def read(split: str) -> laws.Table:
-        given = {"params": _PARAMS.value, "tokens": _TOKENS.value, "flops": _FLOPS.value, "loss": _LOSS.value}
-        names = {name: column for name, column in given.items() if column}
-        return laws.read_csv(argv[1], laws.FORMS[_FORM.value].columns, names=names, unit=_UNIT.value, split=split)
-
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    console = Console()
+    form = _form()
     budgets = _budgets(_BUDGETS.value)
-    table, held_out = read("fit"), read("held_out")
+    table, held_out = _read(argv[1], form, "fit"), _read(argv[1], form, "held_out")
     if _DROP_HIGHEST.value:
         table = table.take(np.sort(np.argsort(table.loss)[: -_DROP_HIGHEST.value]))
-    fit = laws.fit(table, _FORM.value, _OBJECTIVE.value, replicates=_REPLICATES.value, seed=_SEED.value)
-    budgets = budgets or list(table.flops.max() * np.array([1.0, 10.0, 100.0]))
+    options = {
+        "loss": _OBJECTIVE.value,
+        "quantile": _QUANTILE.value,
+        "bootstrap": _BOOTSTRAP.value,
+        "seed": _SEED.value,
+    }
+    fit = laws.fit(table, form, replicates=_REPLICATES.value, **options)
 
-    console = Console()
-    console.print(f"{laws.FORMS[fit.form].formula}, {fit.n_runs} runs, loss in {fit.unit}")
-    console.print(_parameters(fit))
-    console.print(_certificate(fit))
-    console.print(_allocation(fit, budgets))
-    if len(held_out):
-        console.print(_comparison(fit, held_out))
+    console.print(f"{form.formula}, {fit.n_runs} runs, {table.response} in {fit.unit}", highlight=False)
+    _print(console, "Parameters", ("name", "value", "95 % from", "to"), law_report.parameters(fit))
+    _print(console, "Certificate", None, law_report.certificate(fit))
+    if form.allocation is not None:
+        budgets = budgets or list(table.flops.max() * np.array([1.0, 10.0, 100.0]))
+    tables = list(_tables(fit, held_out, budgets))
+    if _AGAINST.value:
+        others = {path: _read(path, form, "fit") for path in _AGAINST.value}
+        fits = {argv[1]: fit} | laws.fit_many(others, form=form, replicates=_REPLICATES.value, **options)
+        tables.append(law_report.against(laws.compare(fits, budgets, argv[1])))
+    for grid in tables:
+        _print(console, *grid)
     for warning in fit.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
     if _OUT.value:
-        path = Path(_OUT.value) / "law.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(fit.to_json(), indent=2, allow_nan=False) + "\n")
-        console.print(f"law: {path}")
+        counts = _read(argv[1], form, "fit", also=("flops", "params_no_embed"))
+        _write(Path(_OUT.value), fit, counts, held_out, tables, options, console)
     return 0
+
+
+def _form() -> laws.Form:
+    values = {}
+    for text in _PIN.value:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--pin takes name=number, not {text!r}") from None
+    try:
+        return laws.FORMS[_LAW.value].pin(**values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read(path: str, form: laws.Form, split: str, also: tuple[str, ...] = ()) -> laws.Table:
+    given = {"params": _PARAMS.value, "tokens": _TOKENS.value, "flops": _FLOPS.value, "loss": _LOSS.value}
+    names = {name: column for name, column in given.items() if column}
+    for text in _COLUMN.value:
+        name, _, column = text.partition("=")
+        if not column or name not in form.columns:
+            raise ConfigError(
+                f"--column takes a column of the law=one of the file, not {text!r}{nearest(name, form.columns)}"
+            )
+        names[name] = column
+    return laws.read_csv(
+        path, form.columns, names=names, unit=_UNIT.value, split=split, clusters=_CLUSTERS.value, also=also
+    )
 
 
 def _budgets(texts: list[str]) -> list[float]:
@@ -81,58 +132,48 @@ def _budgets(texts: list[str]) -> list[float]:
     return budgets
 
 
-def _grid(title: str, *columns: str) -> Grid:
-    grid = Grid(title=title, title_justify="left", box=box.SIMPLE)
-    for column in columns:
-        grid.add_column(column, justify="right")
-    return grid
+def _tables(fit: laws.Fit, held_out: laws.Table, budgets: list[float]) -> Iterable[law_report.Grid]:
+    """What follows the parameters: the best use of budgets, the approaches side by side, the held-out runs."""
+    if fit.problem.form.allocation is not None:
+        names = ("FLOPs", "", *law_report.ENDS)
+        yield "Best use of a budget, C = 6 N D", names, law_report.allocation(fit, budgets)
+    if fit.form == "chinchilla" and not fit.problem.form.pinned:
+        yield law_report.approaches(laws.compare_approaches(fit.table, budgets, fitted=fit))
+    if len(held_out):
+        names = (*fit.problem.form.columns, "predicted", "95 %", "measured", "error", "in band")
+        yield "Held-out runs", names, law_report.comparison(fit, held_out)
 
 
-def _parameters(fit: laws.Fit) -> Grid:
-    grid = _grid("Parameters", "name", "value", "95 % from", "to")
-    for name, interval in fit.params.items():
-        grid.add_row(name, *(f"{end:.5g}" for end in (interval.value, interval.lo, interval.hi)))
-    return grid
-
-
-def _certificate(fit: laws.Fit) -> Grid:
-    certificate = fit.certificate
-    grid = _grid("Certificate", "", "")
-    grid.show_header = False
-    grid.add_row("converged", "yes" if certificate.converged else "NO")
-    grid.add_row("random starts at the optimum", f"{100 * certificate.share_at_optimum:.0f} %")
-    grid.add_row("objective", f"{certificate.objective:.9g}")
-    grid.add_row("gradient", f"{certificate.gradient_norm:.1e}")
-    grid.add_row("condition number", f"{certificate.condition_number:.3g}")
-    grid.add_row("bands widened by hold-outs", f"{fit.widening:.2f} x")
-    return grid
-
-
-def _allocation(fit: laws.Fit, budgets: list[float]) -> Grid:
-    grid = _grid("Best use of a budget, C = 6 N D", "FLOPs", "", "value", "95 % from", "to")
-    best = fit.optimal(np.array(budgets))
-    for row, budget in enumerate(budgets):
-        for name, interval in (("params", best.params), ("tokens", best.tokens), ("loss of a run", best.loss)):
-            ends = (f"{end[row]:.4g}" for end in (interval.value, interval.lo, interval.hi))
-            grid.add_row(f"{budget:.4g}" if name == "params" else "", name, *ends)
-    return grid
-
-
-def _comparison(fit: laws.Fit, held_out: laws.Table) -> Grid:
-    grid = _grid("Held-out runs", "params", "tokens", "predicted", "95 %", "measured", "error", "in band")
-    band = fit.predict(held_out.params, held_out.tokens)
-    for row in range(len(held_out)):
-        measured, value, low, high = held_out.loss[row], band.value[row], band.lo[row], band.hi[row]
-        grid.add_row(
-            f"{held_out.params[row]:.3g}",
-            f"{held_out.tokens[row]:.3g}",
-            f"{value:.4g}",
-            f"{low:.4g}-{high:.4g}",
-            f"{measured:.4g}",
-            f"{100 * (value / measured - 1):+.2f} %",
-            "yes" if low <= measured <= high else "no",
+def _write(
+    folder: Path, fit: laws.Fit, counts: laws.Table, held_out: laws.Table, tables: list, options: dict, console: Console
+) -> None:
+    """law.json, the figures and the page. counts: all runs, with every count of parameters and FLOPs there is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with console.status("profiles, specification curve and rolling hold-outs"):
+        profiles = {name: laws.profile_interval(fit, name) for name in fit.params}
+        optimal = fit.problem.form.allocation is not None and not fit.problem.form.pinned
+        choices = (
+            laws.specifications(counts, flops=10 * fit.table.flops.max(), form=fit.problem.form) if optimal else []
         )
-    return grid
+        rolling = laws.rolling(fit, replicates=200, **options)
+    law = fit.to_json() | {"profiles": laws.plain(profiles)}
+    law["specifications"] = [laws.plain(choice) for choice in choices]
+    (folder / "law.json").write_text(json.dumps(law, indent=2, allow_nan=False) + "\n")
+    console.print(f"law: {folder / 'law.json'}", highlight=False)
+    drawn = law_figures.draw_all(fit, held_out, profiles, choices, rolling)
+    command = shlex.join(["python", "-m", "experiments.fit", *sys.argv[1:]])
+    console.print(
+        f"report: {law_report.publish(folder, fit, drawn, tables, _BOOTSTRAP.value, command)}", highlight=False
+    )
+
+
+def _print(console: Console, title: str, names: tuple[str, ...] | None, rows: list[list[str]]) -> None:
+    grid = Grid(title=title, title_justify="left", box=box.SIMPLE, show_header=names is not None)
+    for name in names or ("",) * len(rows[0]):
+        grid.add_column(name, justify="right")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
 
 
 if __name__ == "__main__":
