@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slow lint bench clean
+.PHONY: sweep test test-slow lint bench bench-laws clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m experiments.bench.step
+
+bench-laws: $(VENV)/.installed-bench-laws
+	$(BIN)/python -m experiments.bench.laws
 
 clean:
 	rm -rf $(VENV) runs
@@ -39,4 +42,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(INSTALL) -e ".[bench]"
+	touch $@
+
+$(VENV)/.installed-bench-laws: $(VENV)/.installed
+	$(INSTALL) -e ".[bench-laws]"
 	touch $@
