@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -186,12 +187,13 @@ def bootstrap(fit: laws.Fit) -> Figure:
         ax.plot([fit.params[a].value], [fit.params[b].value], "+", color=LAW, markersize=11, markeredgewidth=1.6)
         for axis, name, values in ((ax.xaxis, a, x), (ax.yaxis, b, y)):
             lo, hi = np.quantile(values, [0.005, 0.995])
-            wide = lo > 0 and hi / lo > 5
+            wide = lo > 0 and hi / lo > 20
             pad = 0.08 * ((np.log(hi / lo) if wide else hi - lo) or 1.0)
             ends = (lo * np.exp(-pad), hi * np.exp(pad)) if wide else (lo - pad, hi + pad)
             getattr(ax, f"set_{axis.axis_name}lim")(*ends)
             if wide:
                 getattr(ax, f"set_{axis.axis_name}scale")("log")
+                axis.set_minor_formatter(ticker.NullFormatter())
             axis.set_label_text(name)
     style.title(figure, f"{len(fit.cloud):,} bootstrap fits, and the fit itself")
     return figure
@@ -213,8 +215,9 @@ def profile_curves(profiles: Mapping[str, laws.Profile]) -> Figure:
         ax.axvline(profile.value, color=LAW, linewidth=0.8)
         top = 1 + 5 * (profile.threshold / floor - 1)
         near = profile.values[profile.objective <= top * floor]
-        ax.set(ylim=(1 - 0.05 * (top - 1), top), xlim=(near.min(), near.max()))
-        if near.min() > 0 and near.max() / near.min() > 20:
+        least = max(near.min(), profile.value / 1e3) if near.min() > 0 else near.min()  # an open end may go on and on
+        ax.set(ylim=(1 - 0.05 * (top - 1), top), xlim=(least, near.max()))
+        if least > 0 and near.max() / least > 20:
             ax.set_xscale("log")
         ax.set_title(name if profile.identified else f"{name}: not identified", fontsize=9)
     axes[0].set_ylabel("objective over its minimum")

@@ -52,6 +52,7 @@ GADRE = Form(  # Gadre et al. 2024, arXiv 2403.08540: E + (A M^eta + B M^-eta) C
     exponents={"eta": (0.0, 1.25)},
     coefficients=("E", "A", "B"),
     terms=lambda p, x: (0.0 * x.params, -p.eta * (LOG_6 + 2 * x.params), -p.eta * (LOG_6 + 2 * x.tokens)),
+    allocation=lambda p: (2 * p.eta, 2 * p.eta),
 )
 
 CONSTANT = Form(  # what any other law must beat
