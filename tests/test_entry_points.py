@@ -83,7 +83,7 @@ BAD = [
     (("fit",), "RUNS.csv is missing"),
     (("fit", "file", "--los=x"), "no flag is called '--los'; did you mean '--loss'?"),
     (("fit", "table.csv", "--loss=lss"), "no column 'lss' for loss; did you mean 'loss'?"),
-    (("fit", "table.csv", "--form=chinchila"), "flag --form=chinchila"),
+    (("fit", "table.csv", "--law=chinchila"), "flag --law=chinchila"),
 ]
 
 

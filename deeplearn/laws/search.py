@@ -13,6 +13,8 @@ GRID = 64  # exponents that each refit tries for each of the first two; a quarte
 AT_OPTIMUM = 1e-6  # relative
 TOLERANCE = 1e-9  # of a refit: far below the scatter between them
 WEIGHTS = 2**24  # numbers of weights held at once
+SCREEN = 8192  # of more runs than this, the random starts see a sample, and only the best of them all
+FINALISTS = 4
 
 Draws = Iterable[tuple[np.ndarray, np.ndarray | None]]  # weights [r, n], and what is added to log losses [r, n]
 
@@ -24,19 +26,40 @@ def global_fit(
 
     w: weights of the runs [1, n]; 1 if left out.
     """
-    k = len(problem.form.free)
+    k, n = len(problem.form.free), len(problem.t)
     low_P, high_P = problem.bounds
     theta = rng.uniform(low_P[k:], high_P[k:], (starts, len(low_P) - k))
-    w = np.ones((1, len(problem.t))) if w is None else w
+    w = np.ones((1, n)) if w is None else w
+    if n > SCREEN:
+        return _screened(problem, theta, w, np.sort(rng.choice(n, SCREEN, replace=False)))
+    found, value = _from_each(problem, theta, w)
+    return found[value.argmin()], float(value.min()), _share_at_best(value)
+
+
+def _from_each(problem: Problem, theta: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a search from each exponents [S, T] ends: parameters [S, P] and objectives [S]."""
     begin, _ = profile(problem, theta, w)
-    w = np.repeat(w, starts, axis=0)
+    w = np.repeat(w, len(theta), axis=0)
     found, value = solve(problem, begin[0], w)
     # The stages lead all starts into one valley, which need not be the deepest: from each start, without them as well.
     alone, depth = solve(direct(problem), begin[0], w)
-    found, value = np.where((value <= depth)[:, None], found, alone), np.minimum(value, depth)
-    least = float(value.min())
-    share = float(np.mean(value <= least * (1 + AT_OPTIMUM) + 1e-20))
-    return found[value.argmin()], least, share
+    return np.where((value <= depth)[:, None], found, alone), np.minimum(value, depth)
+
+
+def _share_at_best(value: np.ndarray) -> float:
+    return float(np.mean(value <= value.min() * (1 + AT_OPTIMUM) + 1e-20))
+
+
+def _screened(problem: Problem, theta: np.ndarray, w: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """As `global_fit`, with the starts compared on some of the runs."""
+    # The ends of the range stay in: places may be anywhere between them.
+    ends = [index for column in problem.x for index in (column.argmin(), column.argmax())]
+    rows = np.union1d(rows, ends)
+    sample = dataclasses.replace(problem, x=tuple(column[rows] for column in problem.x), t=problem.t[rows])
+    found, value = _from_each(sample, theta, w[:, rows])
+    finalists = found[np.argsort(value, kind="stable")[:FINALISTS]]
+    final, objectives = solve(direct(problem), finalists, np.repeat(w, len(finalists), axis=0))
+    return final[objectives.argmin()], float(objectives.min()), _share_at_best(value)
 
 
 def direct(problem: Problem) -> Problem:

@@ -63,3 +63,23 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(tmp_path):
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert np.char.count(done.stdout, "Traceback") == 0
+
+
+def test_another_table_to_compare_with(tmp_path):
+    paths = []
+    for name, saving in (("ours", 1.0), ("theirs", 2.0)):
+        table = grid()
+        rows = zip(table.params, table.tokens / saving, table.loss, strict=True)  # theirs takes half the data
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["params,tokens,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]))
+        paths.append(str(path))
+    done = run(paths[0], f"--against={paths[1]}", "--replicates=50", "--budgets=1e12")
+    assert done.returncode == 0, done.stderr
+    assert "Times less compute for the same loss" in done.stdout
+    assert "theirs.csv" in done.stdout and " is better than " in " ".join(done.stdout.split())
+
+
+def test_a_parameter_that_the_law_does_not_have_is_named():
+    done = run(str(DATA / "chinchilla.csv"), "--pin=gamma=1")
+    assert done.returncode == 2
+    assert "no parameter 'gamma'; it has E, A, B, alpha, beta" in done.stderr

@@ -76,6 +76,7 @@ def test_a_parameter_of_the_law_needs_no_budget():
         assert row.value.value == pytest.approx(TRUTH["alpha"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_furthest_runs_are_dropped_not_the_highest():
     table = grid(6, 6, noise=0.001)
     loss = table.loss.copy()

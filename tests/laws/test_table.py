@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from synthetic import TRUTH, grid, true_loss
 
 from deeplearn import laws
 
@@ -129,3 +130,29 @@ def test_too_few_runs(tmp_path):
     table = laws.read_csv(write(tmp_path, "N,D,loss", ROWS[:4]))
     with pytest.raises(laws.TableError, match="4 runs cannot determine the 5 parameters of the chinchilla law"):
         laws.fit(table)
+
+
+def test_counts_beside_the_wanted_columns_are_read_where_they_are(tmp_path):
+    rows = [f"{row},{100 * index + 7}" for index, row in enumerate(ROWS)]
+    path = write(tmp_path, "N,D,loss,flops", rows)
+    table = laws.read_csv(path, also=("flops", "params_no_embed"))
+    np.testing.assert_array_equal(table.flops, [7, 107, 207, 307, 407])
+    np.testing.assert_array_equal(table.tokens, [1e5, 1e5, 2e5, 2e5, 2e5])
+    assert set(laws.read_csv(path).columns) == {"params", "tokens", "loss"}
+
+
+def test_ten_runs_are_fitted_with_what_they_cannot_say():
+    fit = laws.fit(grid(5, 2), replicates=100)
+    assert fit.n_runs == 10
+    assert any(warning.startswith("not identified: B and beta") for warning in fit.warnings)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_runs_are_fitted():
+    rng = np.random.default_rng(0)
+    params, tokens = np.exp(rng.uniform(np.log(3e3), np.log(3e5), 100_000)), np.exp(rng.uniform(11, 14, 100_000))
+    table = laws.runs(params, tokens, true_loss(params, tokens) * np.exp(0.004 * rng.standard_normal(100_000)))
+    fit = laws.fit(table, starts=32, replicates=20)
+    for name, value in TRUTH.items():
+        np.testing.assert_allclose(fit.params[name].value, value, rtol=0.01)
+    assert fit.certificate.converged
