@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +16,7 @@ from deeplearn.laws.plain import plain
 from deeplearn.laws.solve import Problem, stages
 from deeplearn.laws.table import Table, TableError
 from deeplearn.laws.uncertainty import Interval, Prediction
+from deeplearn.laws.words import known
 
 BUDGETS = (1.0, 10.0, 100.0)  # where `to_json` allocates compute, times the dearest fitted run
 LOSSES = ("huber", "l1", "squared", "quantile")
@@ -180,9 +180,9 @@ def fit(
       TableError: for a table with fewer runs than the law has parameters, or without one of its columns.
       ValueError: for an unknown form, loss or bootstrap.
     """
-    law = form if isinstance(form, Form) else FORMS[_known("form", form, FORMS)]
-    deltas = stages(_known("loss", loss, LOSSES), delta)
-    _known("bootstrap", bootstrap, ("pairs", "wild"))
+    law = form if isinstance(form, Form) else FORMS[known("form", form, FORMS)]
+    deltas = stages(known("loss", loss, LOSSES), delta)
+    known("bootstrap", bootstrap, ("pairs", "wild"))
     n, size = len(table), len(law.names)
     if n < size:
         raise TableError(f"{n} runs cannot determine the {size} parameters of the {law.name} law")
@@ -225,11 +225,3 @@ def fit(
         cloud=cloud,
         _noise=uncertainty.noise(rng, residuals, size),
     )
-
-
-def _known(kind: str, word: str, options) -> str:
-    if word in options:
-        return word
-    near = difflib.get_close_matches(str(word), list(options), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
-    raise ValueError(f"unknown {kind} {word!r}; {hint}")

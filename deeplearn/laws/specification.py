@@ -7,7 +7,6 @@ formula often move the answer by more than the interval is wide, so all of them 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from deeplearn.laws.forms import Form
 from deeplearn.laws.solve import Problem, profile, solve, stages
 from deeplearn.laws.table import Table, TableError
 from deeplearn.laws.uncertainty import Interval, percentile_interval
+from deeplearn.laws.words import known
 
 QUANTITIES = ("tokens_per_param", "params", "tokens", "loss")  # at the optimum under a budget
 LOSSES = {  # name -> (loss, delta, whether losses are compared rather than their logarithms)
@@ -88,9 +88,9 @@ def specifications(
       TableError: where too few runs are left.
     """
     law = form if isinstance(form, Form) else FORMS[form]
-    _known("quantity", quantity, (*QUANTITIES, *law.names))
+    known("quantity", quantity, (*QUANTITIES, *law.names))
     for loss in losses:
-        _known("loss", loss, tuple(LOSSES))
+        known("loss", loss, tuple(LOSSES))
     optimal = quantity in QUANTITIES
     if optimal and (flops is None or law.allocation is None):
         raise ValueError(
@@ -198,10 +198,3 @@ def _interval(draws: np.ndarray) -> Interval:
     low = percentile_interval(value, np.where(missing, 0.0, draws[1:])).lo
     high = percentile_interval(value, np.where(missing, np.inf, draws[1:])).hi
     return Interval(float(value), float(low), float(high))
-
-
-def _known(kind: str, word: str, options: Sequence[str]) -> None:
-    if word not in options:
-        near = difflib.get_close_matches(str(word), list(options), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
-        raise ValueError(f"unknown {kind} {word!r}; {hint}")
