@@ -79,9 +79,11 @@ def main(argv: list[str]) -> int:
         budgets = budgets or list(table.flops.max() * np.array([1.0, 10.0, 100.0]))
     tables = list(_tables(fit, held_out, budgets))
     if _AGAINST.value:
-        others = {path: _read(path, form, "fit") for path in _AGAINST.value}
-        fits = {argv[1]: fit} | laws.fit_many(others, form=form, replicates=_REPLICATES.value, **options)
-        tables.append(law_report.against(laws.compare(fits, budgets, argv[1])))
+        others = {Path(path).stem: _read(path, form, "fit") for path in _AGAINST.value}
+        fits = {Path(argv[1]).stem: fit} | laws.fit_many(others, form=form, replicates=_REPLICATES.value, **options)
+        if len(fits) <= len(_AGAINST.value):
+            raise ConfigError("--against: give the tables names that differ, by which they can be told apart")
+        tables.append(law_report.against(laws.compare(fits, budgets)))
     for grid in tables:
         _print(console, *grid)
     for warning in fit.warnings:

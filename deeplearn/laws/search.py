@@ -63,8 +63,8 @@ def _screened(problem: Problem, theta: np.ndarray, w: np.ndarray, rows: np.ndarr
 
 
 def direct(problem: Problem) -> Problem:
-    """The problem without the stages that smooth it; with as many of them, so that nothing is compiled anew."""
-    return dataclasses.replace(problem, deltas=np.full_like(problem.deltas, problem.deltas[-1]))
+    """The problem without the stages that smooth it."""
+    return dataclasses.replace(problem, deltas=problem.deltas[-1:])
 
 
 def exponents_grid(problem: Problem) -> np.ndarray:

@@ -29,6 +29,7 @@ ELEMENTS = 8192  # runs times problems in one call: what fits a core's cache
 STEPS = 8  # Newton steps of a call; problems that need more are packed anew, so that none waits for the slowest
 ROUNDS = 60
 PRODUCTS = 2**24  # numbers that `profile` holds at once
+STAGES = 5  # the most that `stages` gives
 FIRST_DAMPING = 1.0
 FIRST_DELTA = 0.1  # log-loss residuals are far smaller than this: the first stage is least squares
 
@@ -66,7 +67,9 @@ class Problem:
 class _Runs(NamedTuple):
     x: tuple[Array, ...]
     at: tuple[Array, ...]
-    deltas_S: Array
+    deltas_S: Array  # STAGES of them, of which `stages` count
+    stages: Array
+    tolerance: Array
     tau: Array
     low_P: Array
     high_P: Array
@@ -92,17 +95,24 @@ class _State(NamedTuple):
     stage: Array
 
 
-def _runs(problem: Problem, hold: np.ndarray | None = None) -> _Runs:
+def _runs(problem: Problem, hold: np.ndarray | None = None, tolerance: float = 0.0) -> _Runs:
     low_P, high_P = problem.bounds
     hold_P = np.zeros(len(low_P), bool) if hold is None else hold
-    return _Runs(problem.x, problem.at, problem.deltas, problem.tau, low_P, high_P, hold_P)
+    count = len(problem.deltas)
+    # All that is asked for enters as numbers of one shape: compiling takes longer than solving.
+    deltas_S = np.pad(problem.deltas, (0, STAGES - count), "edge")
+    return _Runs(problem.x, problem.at, deltas_S, count, tolerance, problem.tau, low_P, high_P, hold_P)
+
+
+def _room(size: int) -> int:
+    """The next of a few sizes, four to an octave."""
+    step = max(8, 2 ** (size.bit_length() - 3))
+    return -(-size // step) * step
 
 
 def _padded(problem: Problem, w: np.ndarray, shift: np.ndarray | None) -> tuple[Problem, np.ndarray, np.ndarray | None]:
     """The same with runs of weight 0 added up to one of a few sizes, so that tables of like sizes share programs."""
-    n = len(problem.t)
-    step = max(8, 2 ** (n.bit_length() - 3))
-    extra = -n % step
+    extra = _room(len(problem.t)) - len(problem.t)
     if not extra:
         return problem, w, shift
     x, t = tuple(np.pad(column, (0, extra), "edge") for column in problem.x), np.pad(problem.t, (0, extra), "edge")
@@ -196,9 +206,9 @@ def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, run
     return _Quadratic(jnp.sum(w_n * psi_n * (r_n - 0.5 * psi_n)), j_PxN @ pull_n, hessian_PxP, metric_PxP)
 
 
-def _advance(form: Form, linear: bool, tolerance: float, w_n: Array, t_n: Array, runs: _Runs, state: _State) -> _State:
+def _advance(form: Form, linear: bool, w_n: Array, t_n: Array, runs: _Runs, state: _State) -> _State:
     """One Newton step of one problem; nothing happens to a finished one."""
-    last = len(runs.deltas_S)
+    last = runs.stages
     delta = runs.deltas_S[jnp.minimum(state.stage, last - 1)]
     tried = _quadratic(form, linear, state.tried_P, w_n, t_n, runs, delta)
     better = tried.value < state.at_p.value
@@ -217,7 +227,7 @@ def _advance(form: Form, linear: bool, tolerance: float, w_n: Array, t_n: Array,
     # An indefinite matrix gives nan here, which is never better and so raises the damping.
     tried_P = jnp.clip(p_P - solve_positive(matrix_PxP, free_P * gradient_P), runs.low_P, runs.high_P)
     expected = jnp.abs(gradient_P @ (tried_P - p_P))
-    done = (expected <= tolerance * at_p.value) | (damping > 1e9) | (at_p.value <= 1e-26)
+    done = (expected <= runs.tolerance * at_p.value) | (damping > 1e9) | (at_p.value <= 1e-26)
     # The next stage begins by evaluating where this one ended, which anything accepts.
     fresh = at_p._replace(value=jnp.asarray(jnp.inf))
     after = _State(p_P, p_P, fresh, jnp.asarray(FIRST_DAMPING), state.stage + 1)
@@ -228,14 +238,10 @@ def _advance(form: Form, linear: bool, tolerance: float, w_n: Array, t_n: Array,
     return jax.tree.map(lambda a, b: jnp.where(state.stage >= last, a, b), state, result)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "linear", "tolerance"))
-def _steps(
-    form: Form, linear: bool, tolerance: float, w_CxN: Array, t_CxN: Array, runs: _Runs, states: _State
-) -> _State:
+@functools.partial(jax.jit, static_argnames=("form", "linear"))
+def _steps(form: Form, linear: bool, w_CxN: Array, t_CxN: Array, runs: _Runs, states: _State) -> _State:
     def step(_, states):
-        return jax.vmap(lambda w_n, t_n, state: _advance(form, linear, tolerance, w_n, t_n, runs, state))(
-            w_CxN, t_CxN, states
-        )
+        return jax.vmap(lambda w_n, t_n, state: _advance(form, linear, w_n, t_n, runs, state))(w_CxN, t_CxN, states)
 
     return jax.lax.fori_loop(0, STEPS, step, states)
 
@@ -277,7 +283,7 @@ def solve(
     """
     count, size = p.shape
     problem, w, shift = _padded(problem, w, shift)
-    runs = _runs(problem, hold)
+    runs = _runs(problem, hold, tolerance)
     p = np.clip(p, runs.low_P, runs.high_P)
     nothing = _Quadratic(np.full(count, np.inf), np.zeros((count, size)), *np.zeros((2, count, size, size)))
     states = _State(p, p.copy(), nothing, np.full(count, FIRST_DAMPING), np.zeros(count, np.int64))
@@ -285,7 +291,7 @@ def solve(
         todo = np.flatnonzero(states.stage < len(problem.deltas))
         if not len(todo):
             break
-        advance = functools.partial(_steps, problem.form, problem.linear, tolerance)
+        advance = functools.partial(_steps, problem.form, problem.linear)
         _in_chunks(advance, problem, w, shift, runs, states, todo)
     return states.p_P, states.at_p.value
 
@@ -394,6 +400,10 @@ def profile(
     gram_KxKxM = np.empty((k, k, count * rows))
     gram_KxKxM[i, j] = gram_KxKxM[j, i] = sums_QxGxR[: len(i)].reshape(len(i), count * rows)
     rhs_KxM, rest_M = sums_QxGxR[len(i) : -1].reshape(k, count * rows), sums_QxGxR[-1].reshape(-1)
-    c_KxM, cost_M = _x64(_best_coefficients, gram_KxKxM, rhs_KxM, rest_M)
+    size = count * rows
+    more = _room(size) - size
+    padded = (np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)], "edge") for a in (gram_KxKxM, rhs_KxM, rest_M))
+    c_KxM, cost_M = _x64(_best_coefficients, *padded)
+    c_KxM, cost_M = c_KxM[:, :size], cost_M[:size]
     theta_RxGxT = np.broadcast_to(theta, (rows, *theta.shape))
     return np.concatenate([c_KxM.reshape(k, count, rows).T, theta_RxGxT], axis=2), cost_M.reshape(count, rows).T
