@@ -29,6 +29,7 @@ ELEMENTS = 8192  # runs times problems in one call: what fits a core's cache
 STEPS = 8  # Newton steps of a call; problems that need more are packed anew, so that none waits for the slowest
 ROUNDS = 60
 PRODUCTS = 2**24  # numbers that `profile` holds at once
+HUGE = 1e100
 STAGES = 5  # the most that `stages` gives
 FIRST_DAMPING = 1.0
 FIRST_DELTA = 0.1  # log-loss residuals are far smaller than this: the first stage is least squares
@@ -337,7 +338,9 @@ def _linear_sums(form: Form, linear: bool, theta_GxT: Array, t_n: Array, runs: _
         phi_KxN, offset_n, q = form.basis(theta_T, runs.x, runs.at)
         target_n = jnp.exp(t_n / q)
         scale_n = q / target_n * (jnp.exp(t_n) if linear else 1.0)  # a residual over an error of the sum
-        rel_KxN, rest_n = phi_KxN * scale_n[None], (target_n - offset_n) * scale_n
+        # Far from the runs a term may overflow: its square must not, nor its product with a weight of 0.
+        rel_KxN = jnp.clip(phi_KxN * scale_n[None], -HUGE, HUGE)
+        rest_n = jnp.clip((target_n - offset_n) * scale_n, -HUGE, HUGE)
         i, j = np.tril_indices(len(phi_KxN))
         return jnp.concatenate(
             [rel_KxN[i] * rel_KxN[j], rel_KxN * rest_n[None], rest_n[None] ** 2, rel_KxN, rest_n[None]]
