@@ -14,7 +14,6 @@ All widths and scores are in log loss.
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from rich.table import Table
 from deeplearn import laws
 from deeplearn.laws.uncertainty import interval_score
 from experiments import cli
+from experiments.bench import law_speed
 
-CHINCHILLA = Path(__file__).parents[2] / "tests/data/chinchilla.csv"
 CUTS = (1e20, 3e20, 1e21)  # FLOPs
 GRIDS = ((3, 3), (3, 5), (5, 4), (5, 9))  # numbers of N and of D
 NOISES = (0.002, 0.005)
@@ -61,8 +60,7 @@ def score(fit: laws.Fit, new: laws.Table) -> dict[str, dict[str, float]]:
 
 def chinchilla(cut: float, seed: int = 0) -> dict[str, Any]:
     """The runs of chinchilla.csv from `cut` FLOPs on, predicted from the cheaper ones."""
-    table = laws.read_csv(CHINCHILLA)
-    table = table.take(np.sort(np.argsort(table.loss)[:-5]))  # the five highest losses are left out, as published
+    table = law_speed.chinchilla()
     fit = laws.fit(table.take(table.flops < cut), seed=seed)
     new = table.take(table.flops >= cut)
     figures = {"cut": cut, "fitted": fit.n_runs, "held_out": len(new), "widening": fit.widening, **score(fit, new)}

@@ -32,7 +32,7 @@ REPLICATES = 4000
 DELTA = 1e-3
 SIZES = (240, 1_000, 10_000, 100_000)
 COUNTS = (500, 1000, 2000, 4000, 8000)
-CHINCHILLA = Path("tests/data/chinchilla.csv")
+CHINCHILLA = Path(__file__).parents[2] / "tests/data/chinchilla.csv"
 # The grid of Hoffmann et al., appendix D.3: log A, log B, log E, alpha, beta.
 GRID = (
     np.arange(0, 30, 5),
