@@ -134,10 +134,13 @@ class Form:
         p = self._parameters(theta, at)
         q = xp.asarray(1.0, dtype=theta.dtype) if self.power is None else self.power(p)
         columns = SimpleNamespace(**{name: v + c for name, v, c in zip(self.columns, x, at, strict=False)})
-        signs = self.signs or (1,) * len(self.coefficients)
         scale = self._scales(p, at)
-        logs = zip(self.coefficients, self.terms(p, columns), signs, strict=True)
-        signed = {name: s * xp.exp(f - scale[name] + 0.0 * x[0]) for name, f, s in logs}
+        logs = zip(self.coefficients, self.terms(p, columns), strict=True)
+        # One array, whose exponentials one product takes as they are: XLA then computes them once, not in each use.
+        all_CxN = xp.exp(xp.stack([f - scale[name] + 0.0 * x[0] for name, f in logs]))
+        if self.signs:
+            all_CxN = all_CxN * xp.asarray(self.signs)[:, None]
+        signed = dict(zip(self.coefficients, all_CxN, strict=True))
         offset = 0.0 * x[0]
         for name, value in self.pinned:
             if name in signed and value > 0:
@@ -145,8 +148,10 @@ class Form:
         for name in signed:
             if name in self.exponents:
                 offset = offset + signed[name] * xp.exp(getattr(p, name) + scale[name] - at[-1] / q)
-        phi = [signed[name] for name in self.free]
-        return xp.stack(phi) if phi else xp.zeros((0, *x[0].shape)), offset, q
+        if len(self.free) == len(self.coefficients):
+            return all_CxN, offset, q
+        free = [signed[name] for name in self.free]
+        return xp.stack(free) if free else all_CxN[:0], offset, q
 
     def log_loss(self, p_P: Array, x: tuple[Array, ...], at: tuple[Array, ...]) -> Array:
         """Centred log loss [n] of the law with parameters p [P], coefficients first, over centred variables."""

@@ -102,8 +102,9 @@ def refit(problem: Problem, best: np.ndarray, draws: Draws) -> np.ndarray:
         starts, cost = profile(problem, theta, w, shift)
         far, near = starts[np.arange(len(w)), cost.argmin(axis=1)], np.tile(best, (len(w), 1))
         if len(best) - len(problem.form.free) <= 2:
-            better = objective(quick, far, w, shift) < objective(quick, near, w, shift)
-            cloud.append(solve(quick, np.where(better[:, None], far, near), w, shift, TOLERANCE)[0])
+            both = np.stack([near, far], axis=1)
+            better = both[np.arange(len(w)), objective(quick, both, w, shift).argmin(axis=1)]
+            cloud.append(solve(quick, better, w, shift, TOLERANCE)[0])
         else:
             staged = dataclasses.replace(problem, deltas=np.maximum(problem.deltas, 1e-6))
             p_far, value_far = solve(staged, far, w, shift, TOLERANCE)

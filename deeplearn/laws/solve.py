@@ -13,9 +13,12 @@ itself comes down in stages from a smooth problem to the one asked for, which al
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -26,7 +29,7 @@ import numpy as np
 from deeplearn.laws.forms import TINY, Array, Form
 
 ELEMENTS = 8192  # runs times problems in one call: what fits a core's cache
-STEPS = 8  # Newton steps of a call; problems that need more are packed anew, so that none waits for the slowest
+STEPS = 6  # Newton steps of a call; problems that need more are packed anew, so that none waits for the slowest
 ROUNDS = 60
 PRODUCTS = 2**24  # numbers that `profile` holds at once
 HUGE = 1e100
@@ -65,8 +68,9 @@ class Problem:
         return np.concatenate([np.zeros(k), low]), np.concatenate([np.full(k, np.inf), high])
 
 
-class _Runs(NamedTuple):
-    x: tuple[Array, ...]
+class _Task(NamedTuple):
+    """What all problems share: all that is asked for enters as numbers of one shape, as compiling is dear."""
+
     at: tuple[Array, ...]
     deltas_S: Array  # STAGES of them, of which `stages` count
     stages: Array
@@ -75,6 +79,14 @@ class _Runs(NamedTuple):
     low_P: Array
     high_P: Array
     hold_P: Array
+
+
+class _Runs(NamedTuple):
+    """The runs of one problem: weights, log losses, and centred logarithms of the columns; each [n]."""
+
+    w: Array
+    t: Array
+    x: tuple[Array, ...]
 
 
 class _Quadratic(NamedTuple):
@@ -96,29 +108,33 @@ class _State(NamedTuple):
     stage: Array
 
 
-def _runs(problem: Problem, hold: np.ndarray | None = None, tolerance: float = 0.0) -> _Runs:
+def _task(problem: Problem, hold: np.ndarray | None = None, tolerance: float = 0.0) -> _Task:
     low_P, high_P = problem.bounds
     hold_P = np.zeros(len(low_P), bool) if hold is None else hold
     count = len(problem.deltas)
-    # All that is asked for enters as numbers of one shape: compiling takes longer than solving.
     deltas_S = np.pad(problem.deltas, (0, STAGES - count), "edge")
-    return _Runs(problem.x, problem.at, deltas_S, count, tolerance, problem.tau, low_P, high_P, hold_P)
+    return _Task(problem.at, deltas_S, count, tolerance, problem.tau, low_P, high_P, hold_P)
 
 
 def _room(size: int) -> int:
-    """The next of a few sizes, four to an octave."""
-    step = max(8, 2 ** (size.bit_length() - 3))
+    """The next of a few sizes, eight to an octave, so that tables of like sizes share programs."""
+    step = max(8, 2 ** (size.bit_length() - 4))
     return -(-size // step) * step
 
 
-def _padded(problem: Problem, w: np.ndarray, shift: np.ndarray | None) -> tuple[Problem, np.ndarray, np.ndarray | None]:
-    """The same with runs of weight 0 added up to one of a few sizes, so that tables of like sizes share programs."""
-    extra = _room(len(problem.t)) - len(problem.t)
-    if not extra:
-        return problem, w, shift
-    x, t = tuple(np.pad(column, (0, extra), "edge") for column in problem.x), np.pad(problem.t, (0, extra), "edge")
-    w, shift = (None if a is None else np.pad(a, ((0, 0), (0, extra))) for a in (w, shift))
-    return dataclasses.replace(problem, x=x, t=t), w, shift
+def _packed(problem: Problem, w: np.ndarray, shift: np.ndarray | None) -> np.ndarray:
+    """The runs that count in each problem, as `_Runs` [R, 2 + columns, M], filled up with runs of weight 0.
+
+    A bootstrap table holds about 63 % of the runs, some of them several times.
+    """
+    counts = np.count_nonzero(w, axis=1)
+    rows, columns = np.nonzero(w)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index_RxM = np.zeros((len(w), _room(int(counts.max(initial=1)))), np.int64)
+    index_RxM[rows, place] = columns
+    w_RxM = np.where(np.arange(index_RxM.shape[1]) < counts[:, None], np.take_along_axis(w, index_RxM, axis=1), 0.0)
+    t_RxM = problem.t[index_RxM] if shift is None else np.take_along_axis(problem.t + shift, index_RxM, axis=1)
+    return np.stack([w_RxM, t_RxM, *(column[index_RxM] for column in problem.x)], axis=1)
 
 
 def stages(loss: str, delta: float) -> np.ndarray:
@@ -149,13 +165,13 @@ def solve_positive(a: Array, b_P: Array) -> Array:
     return jnp.stack(x)
 
 
-def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, runs: _Runs, delta: Array) -> _Quadratic:
+def _quadratic(form: Form, linear: bool, p_P: Array, runs: _Runs, task: _Task, delta: Array) -> _Quadratic:
     """The law is linear in its coefficients, so that of all second derivatives only those of the basis are needed."""
     k, exponents = len(form.free), len(form.exponents)
     c_K, theta_T = p_P[:k], p_P[k:]
 
     def basis(theta_T):
-        phi_KxN, offset_n, q = form.basis(theta_T, runs.x, runs.at)
+        phi_KxN, offset_n, q = form.basis(theta_T, runs.x, task.at)
         return phi_KxN, offset_n + c_K @ phi_KxN, q
 
     # Forward derivatives, an exponent at a time: the runs stay the last axis, which is the one that is contiguous.
@@ -174,13 +190,13 @@ def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, run
     slope_PxN = jnp.concatenate([phi_KxN, f_TxN]) / f_n[None]  # of log f
     q_P = jnp.concatenate([jnp.zeros(k), q_T])
     j_PxN = q * slope_PxN + (0.0 if form.power is None else q_P[:, None] * log_n[None])
-    r_n = q * log_n - t_n
+    r_n = q * log_n - runs.t
     scale_n = jnp.ones_like(r_n)  # of the residual beside its logarithm
     if linear:
         scale_n = jnp.exp(q * log_n)
-        r_n = scale_n - jnp.exp(t_n)
+        r_n = scale_n - jnp.exp(runs.t)
 
-    w_n = w_n * jnp.where(r_n < 0, 2.0 * runs.tau, 2.0 - 2.0 * runs.tau)
+    w_n = runs.w * jnp.where(r_n < 0, 2.0 * task.tau, 2.0 - 2.0 * task.tau)
     psi_n = jnp.clip(r_n, -delta, delta)
     inside_n = jnp.where(jnp.abs(r_n) <= delta, 1.0, 0.0)
     pull_n = w_n * psi_n * scale_n
@@ -207,11 +223,11 @@ def _quadratic(form: Form, linear: bool, p_P: Array, w_n: Array, t_n: Array, run
     return _Quadratic(jnp.sum(w_n * psi_n * (r_n - 0.5 * psi_n)), j_PxN @ pull_n, hessian_PxP, metric_PxP)
 
 
-def _advance(form: Form, linear: bool, w_n: Array, t_n: Array, runs: _Runs, state: _State) -> _State:
+def _advance(form: Form, linear: bool, task: _Task, runs: _Runs, state: _State) -> _State:
     """One Newton step of one problem; nothing happens to a finished one."""
-    last = runs.stages
-    delta = runs.deltas_S[jnp.minimum(state.stage, last - 1)]
-    tried = _quadratic(form, linear, state.tried_P, w_n, t_n, runs, delta)
+    last = task.stages
+    delta = task.deltas_S[jnp.minimum(state.stage, last - 1).astype(int)]
+    tried = _quadratic(form, linear, state.tried_P, runs, task, delta)
     better = tried.value < state.at_p.value
     damping = jnp.where(better, jnp.maximum(state.damping / 5.0, 1e-9), state.damping * 7.0)
     new, old = (state.tried_P, tried), (state.p_P, state.at_p)
@@ -219,16 +235,16 @@ def _advance(form: Form, linear: bool, w_n: Array, t_n: Array, runs: _Runs, stat
 
     # Exponents and coefficients that a bound holds stay there; the floor keeps a column of zeros solvable.
     gradient_P = at_p.gradient_P
-    held_P = ((p_P <= runs.low_P) & (gradient_P >= 0)) | ((p_P >= runs.high_P) & (gradient_P <= 0)) | runs.hold_P
+    held_P = ((p_P <= task.low_P) & (gradient_P >= 0)) | ((p_P >= task.high_P) & (gradient_P <= 0)) | task.hold_P
     free_P = jnp.where(held_P, 0.0, 1.0)
     diagonal_P = jnp.diag(at_p.metric_PxP)
     floor_P = 1e-9 * diagonal_P + 1e-14 * jnp.sum(diagonal_P)
     matrix_PxP = at_p.hessian_PxP + damping * (at_p.metric_PxP + jnp.diag(floor_P))
     matrix_PxP = matrix_PxP * free_P[:, None] * free_P[None] + jnp.diag(1.0 - free_P)
     # An indefinite matrix gives nan here, which is never better and so raises the damping.
-    tried_P = jnp.clip(p_P - solve_positive(matrix_PxP, free_P * gradient_P), runs.low_P, runs.high_P)
+    tried_P = jnp.clip(p_P - solve_positive(matrix_PxP, free_P * gradient_P), task.low_P, task.high_P)
     expected = jnp.abs(gradient_P @ (tried_P - p_P))
-    done = (expected <= runs.tolerance * at_p.value) | (damping > 1e9) | (at_p.value <= 1e-26)
+    done = (expected <= task.tolerance * at_p.value) | (damping > 1e9) | (at_p.value <= 1e-26)
     # The next stage begins by evaluating where this one ended, which anything accepts.
     fresh = at_p._replace(value=jnp.asarray(jnp.inf))
     after = _State(p_P, p_P, fresh, jnp.asarray(FIRST_DAMPING), state.stage + 1)
@@ -239,26 +255,39 @@ def _advance(form: Form, linear: bool, w_n: Array, t_n: Array, runs: _Runs, stat
     return jax.tree.map(lambda a, b: jnp.where(state.stage >= last, a, b), state, result)
 
 
+def _unpacked(state_F: Array, size: int) -> _State:
+    """A state of P = size parameters from its numbers, as they travel: one array costs far less to pass than ten."""
+    shapes = _State((size,), (size,), _Quadratic((), (size,), (size, size), (size, size)), (), ())
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: type(x) is tuple)
+    parts = jnp.split(state_F, np.cumsum([math.prod(shape) for shape in leaves])[:-1])
+    return tree.unflatten(part.reshape(shape) for part, shape in zip(parts, leaves, strict=True))
+
+
 @functools.partial(jax.jit, static_argnames=("form", "linear"))
-def _steps(form: Form, linear: bool, w_CxN: Array, t_CxN: Array, runs: _Runs, states: _State) -> _State:
-    def step(_, states):
-        return jax.vmap(lambda w_n, t_n, state: _advance(form, linear, w_n, t_n, runs, state))(w_CxN, t_CxN, states)
+def _steps(form: Form, linear: bool, task: _Task, runs_CxQxN: Array, states_CxF: Array) -> Array:
+    def steps(runs_QxN, state_F):
+        runs = _Runs(runs_QxN[0], runs_QxN[1], tuple(runs_QxN[2:]))
+        advance = lambda _, state: _advance(form, linear, task, runs, state)  # noqa: E731
+        state = jax.lax.fori_loop(0, STEPS, advance, _unpacked(state_F, len(task.low_P)))
+        return jnp.concatenate([x.ravel() for x in jax.tree.leaves(state)])
 
-    return jax.lax.fori_loop(0, STEPS, step, states)
+    return jax.vmap(steps)(runs_CxQxN, states_CxF)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "linear"))
-def _values(form: Form, linear: bool, w_CxN: Array, t_CxN: Array, runs: _Runs, states) -> tuple[Array, Array]:
-    def value(p_P, w_n, t_n):
-        return _quadratic(form, linear, p_P, w_n, t_n, runs, runs.deltas_S[-1]).value
+def _values(form: Form, linear: bool, task: _Task, runs_CxQxN: Array, p_CxGxP: Array) -> Array:
+    def value(runs_QxN, p_P):
+        runs = _Runs(runs_QxN[0], runs_QxN[1], tuple(runs_QxN[2:]))
+        return _quadratic(form, linear, p_P, runs, task, task.deltas_S[-1]).value
 
-    return states[0], jax.vmap(value)(states[0], w_CxN, t_CxN)
+    return jax.vmap(jax.vmap(value, (None, 0)))(runs_CxQxN, p_CxGxP)
 
 
-def _x64(function, *args):
+@contextlib.contextmanager
+def _x64() -> Iterator[None]:
     # Both settings belong to a thread, and this runs in several.
     with jax.enable_x64(True), jax.transfer_guard("allow"):
-        return jax.device_get(function(*args))
+        yield
 
 
 def solve(
@@ -283,59 +312,48 @@ def solve(
       parameters [R, P]; objectives [R].
     """
     count, size = p.shape
-    problem, w, shift = _padded(problem, w, shift)
-    runs = _runs(problem, hold, tolerance)
-    p = np.clip(p, runs.low_P, runs.high_P)
-    nothing = _Quadratic(np.full(count, np.inf), np.zeros((count, size)), *np.zeros((2, count, size, size)))
-    states = _State(p, p.copy(), nothing, np.full(count, FIRST_DAMPING), np.zeros(count, np.int64))
+    task, runs = _task(problem, hold, tolerance), _packed(problem, w, shift)
+    p = np.clip(p, task.low_P, task.high_P)
+    nothing = [np.full((count, 1), np.inf), np.zeros((count, size + 2 * size**2))]
+    states_RxF = np.concatenate([p, p, *nothing, np.full((count, 1), FIRST_DAMPING), np.zeros((count, 1))], axis=1)
     for _ in range(ROUNDS):
-        todo = np.flatnonzero(states.stage < len(problem.deltas))
+        todo = np.flatnonzero(states_RxF[:, -1] < task.stages)
         if not len(todo):
             break
-        advance = functools.partial(_steps, problem.form, problem.linear)
-        _in_chunks(advance, problem, w, shift, runs, states, todo)
-    return states.p_P, states.at_p.value
+        states_RxF[todo] = _in_chunks(_steps, problem, task, runs, states_RxF, todo)
+    return states_RxF[:, :size].copy(), states_RxF[:, 2 * size].copy()
 
 
 def objective(problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
-    """The objective [R] at parameters [R, P], for weights and shifts as in `solve`."""
-    problem, w, shift = _padded(problem, w, shift)
-    runs = _runs(problem)
-    found = (p, np.empty(len(p)))
-    _in_chunks(
-        functools.partial(_values, problem.form, problem.linear), problem, w, shift, runs, found, np.arange(len(p))
-    )
-    return found[1]
+    """The objective [R, G] at parameters [R, G, P], for weights and shifts as in `solve`."""
+    return _in_chunks(_values, problem, _task(problem), _packed(problem, w, shift), p, np.arange(len(p)))
 
 
-def _in_chunks(function, problem: Problem, w, shift, runs: _Runs, states, todo: np.ndarray) -> None:
-    """states[todo] = function(w[todo], t[todo], runs, states[todo]), in chunks that a cache holds, a thread a core."""
-    chunk = int(2 ** np.clip(np.round(np.log2(ELEMENTS / w.shape[1])), 0, 9))
-    pieces = [todo[i : i + chunk] for i in range(0, len(todo), chunk)]
+def _in_chunks(function, problem: Problem, task: _Task, runs: np.ndarray, rows: np.ndarray, todo: np.ndarray):
+    """function(form, linear, task, runs[todo], rows[todo]), in chunks that a cache holds, a thread a core."""
+    chunk = int(2 ** np.clip(np.round(np.log2(ELEMENTS / runs.shape[2])), 0, 9))
+    with _x64():
+        task = jax.device_put(task)
 
     def run(piece):
         # Rows that fill up the last chunk repeat its first one.
         row = np.concatenate([piece, np.full(chunk - len(piece), piece[0])])
-        t = np.broadcast_to(problem.t, (chunk, len(problem.t))) if shift is None else problem.t + shift[row]
-        return _x64(function, w[row], t, runs, jax.tree.map(lambda x: x[row], states))
-
-    def store(piece, result):
-        jax.tree.map(lambda x, y: x.__setitem__(piece, y[: len(piece)]), states, result)
+        with _x64():
+            return np.asarray(function(problem.form, problem.linear, task, runs[row], rows[row]))[: len(piece)]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece, result in zip(pieces, pool.map(run, pieces), strict=True):
-            store(piece, result)
+        return np.concatenate(list(pool.map(run, (todo[i : i + chunk] for i in range(0, len(todo), chunk)))))
 
 
 @functools.partial(jax.jit, static_argnames=("form", "linear"))
-def _linear_sums(form: Form, linear: bool, theta_GxT: Array, t_n: Array, runs: _Runs) -> Array:
+def _linear_sums(form: Form, linear: bool, at: tuple, theta_GxT: Array, t_n: Array, x: tuple[Array, ...]) -> Array:
     """For each theta the products [G, Q, n], run by run, that a least-squares fit of the coefficients needs.
 
     Q: products of pairs of terms, of terms with the target, of the target with itself, and terms alone.
     """
 
     def one(theta_T):
-        phi_KxN, offset_n, q = form.basis(theta_T, runs.x, runs.at)
+        phi_KxN, offset_n, q = form.basis(theta_T, x, at)
         target_n = jnp.exp(t_n / q)
         scale_n = q / target_n * (jnp.exp(t_n) if linear else 1.0)  # a residual over an error of the sum
         # Far from the runs a term may overflow: its square must not, nor its product with a weight of 0.
@@ -384,14 +402,16 @@ def profile(
       parameters [R, G, P]; objectives [R, G].
     """
     k, count, rows = len(problem.form.free), len(theta), len(w)
-    problem, w, shift = _padded(problem, w, shift)
-    runs = _runs(problem)
-    pieces = max(1, min(count, PRODUCTS // (problem.t.size * (k + 2) ** 2)))
+    n = len(problem.t)
+    # Runs of weight 0 fill the table up, so that tables of like sizes share a program.
+    x, t = (jax.tree.map(lambda a: np.pad(a, (0, _room(n) - n), "edge"), a) for a in (problem.x, problem.t))
+    pieces = max(1, min(count, PRODUCTS // (t.size * (k + 2) ** 2)))
     sums = []
     for start in range(0, count, pieces):
         some = np.resize(theta[start : start + pieces], (pieces, theta.shape[1]))
-        products_GxQxN = _x64(_linear_sums, problem.form, problem.linear, some, problem.t, runs)
-        products_GxQxN = products_GxQxN[: count - start]
+        with _x64():
+            products_GxQxN = np.asarray(_linear_sums(problem.form, problem.linear, problem.at, some, t, x))
+        products_GxQxN = products_GxQxN[: count - start, :, :n]
         first = products_GxQxN[:, : -k - 1] @ w.T
         if shift is not None:
             ahead = products_GxQxN[:, -k - 1 :] @ (w * shift).T
@@ -406,7 +426,7 @@ def profile(
     size = count * rows
     more = _room(size) - size
     padded = (np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)], "edge") for a in (gram_KxKxM, rhs_KxM, rest_M))
-    c_KxM, cost_M = _x64(_best_coefficients, *padded)
-    c_KxM, cost_M = c_KxM[:, :size], cost_M[:size]
+    with _x64():
+        c_KxM, cost_M = (np.asarray(a)[..., :size] for a in _best_coefficients(*padded))
     theta_RxGxT = np.broadcast_to(theta, (rows, *theta.shape))
     return np.concatenate([c_KxM.reshape(k, count, rows).T, theta_RxGxT], axis=2), cost_M.reshape(count, rows).T

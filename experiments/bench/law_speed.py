@@ -122,7 +122,7 @@ def missed(table: laws.Table, replicates: int = 200, starts: int = 32) -> float:
     best, _, _ = search.global_fit(task, 16, np.random.default_rng(0))
     weights, _ = next(iter(search.pairs(np.random.default_rng(1), len(table), replicates, None, None)))
     quick = dataclasses.replace(task, deltas=task.deltas[-1:])
-    ours = search.objective(quick, search.refit(task, best, [(weights, None)]), weights)
+    ours = search.objective(quick, search.refit(task, best, [(weights, None)])[:, None], weights)[:, 0]
     found = [search.global_fit(task, starts, np.random.default_rng(i), w[None])[1] for i, w in enumerate(weights)]
     return float(np.mean(np.array(found) < ours * (1 - 1e-6)))
 
