@@ -5,6 +5,7 @@ size they do not divide stays whole, and no mesh axis is used twice in one array
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,16 +15,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplearn.config import ConfigError, nearest
 
-# data: a copy of the parameters in each place. fsdp: the batch and the parameters are both spread (ZeRO-3).
-AXES = ("data", "fsdp")
+# data: a copy of the parameters in each place. fsdp: the batch and the parameters are both spread (ZeRO-3, Rajbhandari
+# et al. 2019, arXiv 1910.02054). tensor: heads, MLP columns and the vocabulary are spread, the batch is not (Shoeybi et
+# al. 2019, arXiv 1909.08053). expert: experts are spread, and the batch.
+AXES = ("data", "fsdp", "tensor", "expert")
+BATCH = ("data", "fsdp", "expert")  # the axes that the batch is spread over
 
-# Logical axis -> mesh axes, most wanted first: of two logical axes that want one mesh axis, the first listed gets it.
-RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("batch", ("data", "fsdp")),
-    ("embed", ("fsdp",)),
-    ("conv_out", ("fsdp",)),
-    ("mlp", ("fsdp",)),
-    ("latent", ("fsdp",)),
+# Logical axis of a parameter -> mesh axis, most wanted first: a logical axis goes to the first mesh axis that is here,
+# divides it and is not taken.
+RULES: tuple[tuple[str, str], ...] = (
+    ("experts", "expert"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("conv_out", "fsdp"),
+    ("mlp", "fsdp"),
+    ("latent", "fsdp"),
 )
 
 
@@ -42,14 +51,18 @@ def parse(flag: str) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(flag: str = "") -> Mesh:
-    """The mesh that `--mesh` names; "" spreads data over all devices. Raises ConfigError if there are too few."""
-    sizes = parse(flag) or {"data": len(jax.devices())}
+def make_mesh(flag: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that `--mesh` names, of the first of the devices; "" spreads data over all of them.
+
+    devices: those of this machine if left out. Raises ConfigError if there are too few.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = parse(flag) or {"data": len(devices)}
     count = math.prod(sizes.values())
-    if count > len(jax.devices()):
-        raise ConfigError(f"mesh {flag!r} needs {count} devices and {len(jax.devices())} are here")
-    devices = np.asarray(jax.devices()[:count]).reshape(tuple(sizes.values()))
-    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    if count > len(devices):
+        raise ConfigError(f"mesh {flag!r} needs {count} devices and {len(devices)} are here")
+    grid = np.asarray(devices[:count]).reshape(tuple(sizes.values()))
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def one_device() -> Mesh:
@@ -59,16 +72,13 @@ def one_device() -> Mesh:
 
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where each axis of an array with these logical names and this shape goes."""
-    places: list[tuple[str, ...] | None] = [None] * len(names)
-    used: set[str] = set()
-    for logical, wanted in RULES:
-        axes = tuple(a for a in wanted if a in mesh.shape and a not in used)
-        if logical not in names or not axes:
+    places: list[str | None] = [None] * len(names)
+    for logical, axis in RULES:
+        if logical not in names or axis not in mesh.shape or axis in places:
             continue
         i = names.index(logical)
-        if shape[i] % math.prod(mesh.shape[a] for a in axes) == 0:
-            places[i] = axes
-            used.update(axes)
+        if places[i] is None and shape[i] % mesh.shape[axis] == 0:
+            places[i] = axis
     return PartitionSpec(*places)
 
 
@@ -91,11 +101,21 @@ def of_state(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, abstract, is_leaf=_is_boxed)
 
 
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of this mesh that the batch is spread over."""
+    return tuple(axis for axis in mesh.shape if axis in BATCH)
+
+
+def batch_places(mesh: Mesh) -> int:
+    """Into how many parts this mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Sharding of arrays [..., B, ...] whose batch axis comes after `leading` others."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * leading, tuple(mesh.shape)))
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, batch_axes(mesh)))
 
 
-def rules(mesh: Mesh) -> list[tuple[str, tuple[str, ...]]]:
-    """The rule for activations on this mesh, as flax's logical constraints want it: the batch goes over every axis."""
-    return [("batch", tuple(mesh.shape))]
+def rules(mesh: Mesh) -> list[tuple[str, tuple[str, ...] | None]]:
+    """Where the named axes of activations go on this mesh, as flax's logical constraints want it."""
+    return [("batch", batch_axes(mesh)), ("experts", tuple(axis for axis in mesh.shape if axis == "expert") or None)]

@@ -38,6 +38,7 @@ class Table:
       unit: unit of the response.
       notes: what a reader left out of this table, one sentence each; a fit repeats them among its warnings.
       clusters: label of each run [n]: runs of one label are resampled together. Each run its own, if left out.
+      lines: the line of the file that each run [n] comes from, by which it is then named.
 
     Raises:
       TableError: on columns of unequal length, values that are not positive and finite, and duplicate runs.
@@ -48,6 +49,7 @@ class Table:
     unit: str = "nats/token"
     notes: tuple[str, ...] = ()
     clusters: np.ndarray | None = None
+    lines: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         columns = {name: _column(name, values) for name, values in self.columns.items()}
@@ -56,7 +58,7 @@ class Table:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise TableError(f"columns differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
-        _check(columns, lambda row: f"row {row}")
+        _check(columns, self.where)
 
     def __len__(self) -> int:
         return len(self.columns[self.response])
@@ -89,11 +91,15 @@ class Table:
         """Training FLOPs C of each run [n]: the column of that name, else 6 N D."""
         return self.columns["flops"] if "flops" in self.columns else 6.0 * self.params * self.tokens
 
+    def where(self, row: int) -> str:
+        """Where a user finds a run: "line 7" of the file, or "row 5" of a table that was made otherwise."""
+        return f"row {row}" if self.lines is None else f"line {self.lines[row]}"
+
     def take(self, rows: np.ndarray) -> Table:
         """The runs that an index or boolean array selects."""
-        clusters = None if self.clusters is None else self.clusters[rows]
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return dataclasses.replace(self, columns=columns, clusters=clusters)
+        clusters, lines = (None if labels is None else labels[rows] for labels in (self.clusters, self.lines))
+        return dataclasses.replace(self, columns=columns, clusters=clusters, lines=lines)
 
 
 def runs(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, unit: str = "nats/token") -> Table:
@@ -214,7 +220,7 @@ def read_csv(
         columns["tokens"] = columns["flops"] / (6.0 * columns["params"])
     columns = {name: column for name, column in columns.items() if name in (*wanted, response, *also)}
     labels = None if clusters is None else np.array([row[clusters] for _, row in rows])
-    return Table(columns, response, unit, tuple(notes), labels)
+    return Table(columns, response, unit, tuple(notes), labels, np.array([line for line, _ in rows], np.int64))
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

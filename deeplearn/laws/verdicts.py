@@ -147,23 +147,25 @@ def _rows(form: Form, table: Table, error_n: np.ndarray):
     for rows, side in ((bits[error_n[bits] > 0], "above"), (bits[error_n[bits] < 0], "below")):
         if len(rows):
             other = "bits" if side == "above" else "nats"
+            named = _listed([table.where(row) for row in rows])
             yield (
-                f"mixed units: {_listed(rows)}, a factor 1.44 {side} the law, the ratio of bits to nats; their "
+                f"mixed units: {named}, a factor 1.44 {side} the law, the ratio of bits to nats; their "
                 f"{table.response} may be in {other}"
             )
     rest = np.setdiff1d(far, bits, assume_unique=True)
     if len(rest):
         worst = rest[np.argmax(abs(error_n[rest]))]
+        named = _listed([table.where(row) for row in rest])
         yield (
-            f"outliers: {_listed(rest)}, far from the law; row {worst} is off by "
+            f"outliers: {named}, far from the law; {table.where(worst)} is off by "
             f"{100 * np.expm1(error_n[worst]):+.2g} %, {abs(error_n[worst]) / scatter:.0f} times the scatter of the "
             "others (diverged, unfinished or another setup?)"
         )
 
 
-def _listed(items) -> str:
+def _listed(items: list[str]) -> str:
     """The first few, and how many more there are."""
-    words = [item if isinstance(item, str) else f"row {item}" for item in items[:NAMED]]
+    words = list(items[:NAMED])
     if len(items) > NAMED:
         words.append(f"{len(items) - NAMED} more")
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

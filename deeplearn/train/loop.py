@@ -119,11 +119,10 @@ def _dispatches(run: Run, step: int) -> set[int]:
 def check(run: Run, mesh: Mesh) -> None:
     """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch."""
     sizes = {"batch_size / microbatches": run.batch_size // run.microbatches, "eval_batch": run.eval_batch}
+    places = sharding.batch_places(mesh)
     for name, size in sizes.items():
-        if size % mesh.size:
-            raise ConfigError(
-                f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {mesh.size} places"
-            )
+        if size % places:
+            raise ConfigError(f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {places} places")
     check_data(run)
 
 

@@ -110,6 +110,15 @@ def test_an_isolated_bad_run_is_named():
     assert "+2" in found and not accused(grid(5, 5), "outliers")
 
 
+def test_a_bad_run_of_a_file_is_named_by_its_line(tmp_path):
+    table = with_loss(grid(5, 5), {13: 1.25})
+    rows = [f"{n},{d},{loss},done" for n, d, loss in zip(table.params, table.tokens, table.loss, strict=True)]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(["params,tokens,loss,status", "1e3,1e5,9.9,diverged", *rows]))
+    (found,) = accused(laws.read_csv(path), "outliers")
+    assert found.startswith("outliers: line 16, far from the law")  # row 0 is line 3
+
+
 @pytest.mark.parametrize(("factor", "unit"), [(1 / np.log(2), "bits"), (np.log(2), "nats")])
 def test_losses_in_another_unit_are_named(factor, unit):
     table = with_loss(grid(6, 6), dict.fromkeys((4, 17, 30), factor))
