@@ -17,8 +17,9 @@ from deeplearn.config import ConfigError, nearest
 
 # data: a copy of the parameters in each place. fsdp: the batch and the parameters are both spread (ZeRO-3, Rajbhandari
 # et al. 2019, arXiv 1910.02054). tensor: heads, MLP columns and the vocabulary are spread, the batch is not (Shoeybi et
-# al. 2019, arXiv 1909.08053). expert: experts are spread, and the batch.
-AXES = ("data", "fsdp", "tensor", "expert")
+# al. 2019, arXiv 1909.08053). expert: experts are spread, and the batch. context: the sequence is spread, and attention
+# goes round a ring (`layers/ring.py`).
+AXES = ("data", "fsdp", "tensor", "expert", "context")
 BATCH = ("data", "fsdp", "expert")  # the axes that the batch is spread over
 
 # Logical axis of a parameter -> mesh axis, most wanted first: a logical axis goes to the first mesh axis that is here,
@@ -34,6 +35,9 @@ RULES: tuple[tuple[str, str], ...] = (
     ("mlp", "fsdp"),
     ("latent", "fsdp"),
 )
+
+# Logical axis of an activation -> mesh axis.
+ACTIVATIONS = {"experts": "expert", "vocab": "tensor", "length": "context"}
 
 
 def parse(flag: str) -> dict[str, int]:
@@ -111,11 +115,22 @@ def batch_places(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
+def sequence_places(mesh: Mesh) -> int:
+    """Into how many parts this mesh cuts a sequence."""
+    return mesh.shape.get(ACTIVATIONS["length"], 1)
+
+
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Sharding of arrays [..., B, ...] whose batch axis comes after `leading` others."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, batch_axes(mesh)))
 
 
-def rules(mesh: Mesh) -> list[tuple[str, tuple[str, ...] | None]]:
-    """Where the named axes of activations go on this mesh, as flax's logical constraints want it."""
-    return [("batch", batch_axes(mesh)), ("experts", tuple(axis for axis in mesh.shape if axis == "expert") or None)]
+def rules(mesh: Mesh) -> list[tuple[str, Any]]:
+    """Where the named axes of activations go on this mesh, as flax's logical constraints want it.
+
+    "as_cut" is an axis of a parameter that is used as it is cut; the parameter's other axes are gathered.
+    """
+    here = {"batch": batch_axes(mesh)} | {
+        logical: axis if axis in mesh.shape else None for logical, axis in ACTIVATIONS.items()
+    }
+    return [*here.items(), ("as_cut", PartitionSpec.UNCONSTRAINED)]

@@ -8,6 +8,7 @@ from jax import Array, numpy as jnp
 
 from deeplearn.families.family import Aux, Batch, Objective, Variables
 from deeplearn.layers.losses import cross_entropy
+from deeplearn.layers.ring import ordered
 
 Apply = Callable[[Any, Variables, Array], Array]  # (config, variables, tokens_BxL) -> logits_BxLxV
 
@@ -22,8 +23,8 @@ def tokens_per_example(config: Any) -> int:
 
 
 def _losses(apply: Apply, config: Any, variables: Variables, batch: Batch) -> Array:
-    tokens = batch["tokens"]
-    return cross_entropy(apply(config, variables, tokens[:, :-1]), tokens[:, 1:])
+    inputs_BxL, targets_BxL = (ordered(batch["tokens"][:, part]) for part in (slice(-1), slice(1, None)))
+    return cross_entropy(apply(config, variables, inputs_BxL), targets_BxL)
 
 
 def objectives(apply: Apply, config: Any) -> tuple[Objective, ...]:

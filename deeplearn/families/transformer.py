@@ -19,6 +19,7 @@ from deeplearn.layers.embed import Embed
 from deeplearn.layers.norm import RMSNorm
 
 UNIT = "nats/token"
+SPREADS_SEQUENCE = True
 SIZES = (16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -113,7 +114,7 @@ def init(config: Config, key: Array, batch: Batch) -> Variables:
 
 
 def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
-    """Next-token logits_BxLxV."""
+    """Next-token logits_BxLxV. Tokens and logits are in the order of `ring.ordered`."""
     return Transformer(config).apply(variables, tokens_BxL)
 
 

@@ -6,15 +6,17 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import Array, lax, numpy as jnp
 
-from deeplearn.layers.dense import Dense, matmul
+from deeplearn.layers.dense import Dense, product
 from deeplearn.layers.initializers import fan_in_normal
 from deeplearn.layers.norm import RMSNorm
+from deeplearn.layers.placement import mesh_axes, places
+from deeplearn.layers.ring import context_attention, positions
 
 
-def rope(x_BxLxHxK: Array, base: float) -> Array:
+def rope(x_BxLxHxK: Array, base: float, position_L: np.ndarray) -> Array:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864): channel i turns together with channel i + K/2."""
-    length, half = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1] // 2
-    angle_LxF = np.outer(np.arange(length), float(base) ** (-np.arange(half) / half))
+    half = x_BxLxHxK.shape[-1] // 2
+    angle_LxF = np.outer(position_L, float(base) ** (-np.arange(half) / half))
     cos, sin = (jnp.asarray(f(angle_LxF)[None, :, None, :], x_BxLxHxK.dtype) for f in (np.cos, np.sin))
     a, b = jnp.split(x_BxLxHxK, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -83,6 +85,7 @@ class Attention(nn.Module):
 
     heads: query heads. kv_heads: key and value heads, a divisor of heads. qk_norm: RMS norm on queries and keys
     (Henry et al. 2020, arXiv 2010.04245). out_scale: factor on the output matrix at initialisation.
+    Where the sequence is spread over devices, it is in the order of `ring.ordered`.
     """
 
     heads: int
@@ -95,6 +98,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: Array) -> Array:
         batch, length, width = x_BxLxD.shape
+        ring = places("length")  # devices that the sequence is spread over
         groups, repeats, head = self.kv_heads, self.heads // self.kv_heads, self.head_dim
         counts = {"query": repeats, "key": 1, "value": 1}  # heads of each kind in a group
         axes = {"query": "heads", "key": "kv_heads", "value": "kv_heads"}
@@ -104,16 +108,19 @@ class Attention(nn.Module):
         ]
         # One product for all three, group by group, so that a group stays whole where groups are spread over devices.
         grouped = [k.reshape(width, groups, n, head) for k, n in zip(kernels, counts.values(), strict=True)]
-        x_TxD, kernel_DxP = promote_dtype(
-            x_BxLxD.reshape(-1, width), jnp.concatenate(grouped, axis=2).reshape(width, -1)
-        )
-        parts_BxLxGxRxK = matmul(x_TxD, kernel_DxP).reshape(batch, length, groups, repeats + 2, head)
+        x_BxLxD, kernel_DxP = promote_dtype(x_BxLxD, jnp.concatenate(grouped, axis=2).reshape(width, -1))
+        parts_BxLxGxRxK = product(x_BxLxD, kernel_DxP).reshape(batch, length, groups, repeats + 2, head)
         q, k, v = jnp.split(parts_BxLxGxRxK, (repeats, repeats + 1), axis=3)
         q, k, v = (part.reshape(batch, length, -1, head) for part in (q, k, v))
         if self.qk_norm:
             q, k = RMSNorm(name="query_norm")(q), RMSNorm(name="key_norm")(k)
-        y = causal_attention(rope(q, self.rope_base), rope(k, self.rope_base), v)
-        return Dense(width, ("heads", "embed"), self.out_scale, name="out")(y.reshape(batch, length, -1))
+        position_L = np.arange(length) if ring == 1 else positions(length, ring)
+        q, k = (rope(x, self.rope_base, position_L) for x in (q, k))
+        if ring == 1:
+            y = causal_attention(q, k, v)
+        else:
+            y = context_attention(q, k, v, jax.sharding.get_abstract_mesh(), *mesh_axes("length"))
+        return Dense(width, ("heads", "head_dim", "embed"), self.out_scale, name="out")(y)
 
 
 def _kernel_spec(width: int, heads: int, head_dim: int, axis: str):

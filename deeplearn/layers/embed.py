@@ -4,6 +4,8 @@ from flax import linen as nn
 from flax.linen import initializers
 from jax import Array, numpy as jnp
 
+from deeplearn.layers.dense import product
+
 
 class Embed(nn.Module):
     """Rows of embedding_VxD. tokens_BxL -> x_BxLxD; `attend` uses the same table as an output head."""
@@ -16,8 +18,8 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (self.vocab, self.width))
 
     def __call__(self, tokens_BxL: Array) -> Array:
-        return jnp.take(self.embedding, tokens_BxL, axis=0) * self.width**0.5
+        table_VxD = nn.with_logical_constraint(self.embedding, ("as_cut", "embed_activation"))
+        return jnp.take(table_VxD, tokens_BxL, axis=0) * self.width**0.5
 
     def attend(self, x_BxLxD: Array) -> Array:
-        x_TxD = x_BxLxD.reshape(-1, self.width)
-        return jnp.dot(x_TxD, self.embedding.T).reshape(*x_BxLxD.shape[:-1], self.vocab)
+        return product(x_BxLxD, self.embedding.T)

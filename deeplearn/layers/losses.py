@@ -1,7 +1,6 @@
 """Losses over classes or tokens."""
 
 import functools
-import math
 
 import jax
 from flax import linen as nn
@@ -9,6 +8,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array, lax, numpy as jnp
 
 from deeplearn.config import ConfigError
+from deeplearn.layers.placement import places
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -31,7 +31,7 @@ def chunked_cross_entropy(
     after the last chunk. Logical axes: x ("batch", "length", None), kernel (None, "vocab").
     Raises ConfigError if chunk does not divide the positions of a place; a larger chunk means all of them.
     """
-    rows, columns = _places("batch"), _places("length")
+    rows, columns = places("batch"), places("length")
     batch, length = targets_BxL.shape
     chunk = min(chunk, length // columns)
     if length % (columns * chunk):
@@ -48,13 +48,6 @@ def chunked_cross_entropy(
         return nn.with_logical_constraint(x, (None, "batch", "length", None, *[None] * len(rest)))
 
     return _total(z_loss, chunks(x_BxLxD), kernel_DxV, chunks(targets_BxL))
-
-
-def _places(logical: str) -> int:
-    """Over how many devices the rules in force spread a logical axis."""
-    axes = nn.logical_to_mesh_axes((logical,))[0] or ()
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[a] for a in ((axes,) if isinstance(axes, str) else axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -30,6 +30,8 @@ class LSTM(nn.Module):
         kernel_init = nn.with_logical_partitioning(fan_in_normal(), ("embed", "mlp"))
         input_DxG = self.param("input_kernel", kernel_init, (features, gates))
         recurrent_HxG = self.param("recurrent_kernel", kernel_init, (self.width, gates))
+        # Gathered once, where it is spread over its rows, and not in each step of the scan.
+        recurrent_HxG = nn.with_logical_constraint(recurrent_HxG, ("embed_activation", "as_cut"))
         bias_G = self.param("bias", nn.with_logical_partitioning(_forget_bias, ("mlp",)), (gates,))
 
         z_TxG = jnp.dot(x_BxLxD.reshape(-1, features), input_DxG)

@@ -14,10 +14,12 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax import Array, lax, numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deeplearn.config import ConfigError
+from deeplearn.layers.placement import places
 
 BLOCK = 512
 Indices = tuple[np.ndarray | Array, np.ndarray | Array]  # of the query block and of the key block of each pair
@@ -44,6 +46,12 @@ def zigzag(x: AnyArray, devices: int, axis: int = 1) -> AnyArray:
 def unzigzag(x: AnyArray, devices: int, axis: int = 1) -> AnyArray:
     """The inverse of `zigzag`."""
     return x.take(np.argsort(positions(x.shape[axis], devices)).astype(np.int32), axis=axis)
+
+
+def ordered(x_BxL: Array) -> Array:
+    """A sequence as the rules in force want it: in zig-zag order where its length is spread over devices."""
+    devices = places("length")
+    return x_BxL if devices == 1 else nn.with_logical_constraint(zigzag(x_BxL, devices), ("batch", "length"))
 
 
 def own_pairs(blocks: int) -> Indices:

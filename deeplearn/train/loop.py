@@ -123,6 +123,8 @@ def check(run: Run, mesh: Mesh) -> None:
     for name, size in sizes.items():
         if size % places:
             raise ConfigError(f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {places} places")
+    if sharding.sequence_places(mesh) > 1 and not getattr(families.get(run.family), "SPREADS_SEQUENCE", False):
+        raise ConfigError(f"mesh {dict(mesh.shape)} spreads the sequence, which family {run.family!r} cannot do")
     check_data(run)
 
 

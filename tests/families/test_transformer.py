@@ -42,7 +42,9 @@ def test_attention_and_its_gradient_by_hand_are_those_of_the_definition(heads, g
 def test_rope_makes_scores_depend_on_distance_alone():
     random = np.random.default_rng(1)
     q, k = (np.tile(random.normal(size=(1, 1, 1, 8)).astype(np.float32), (1, 9, 1, 1)) for _ in range(2))
-    q, k = jax.device_get(jax.jit(lambda *xs: [rope(x, 100.0) for x in xs])(*jax.device_put((q, k))))
+    q, k = jax.device_get(
+        jax.jit(lambda *xs: [rope(x, 100.0, np.arange(x.shape[1])) for x in xs])(*jax.device_put((q, k)))
+    )
     scores_LxM = np.einsum("blhk,bmhk->lm", q, k)
     for distance in range(9):
         diagonal = np.diagonal(scores_LxM, -distance)

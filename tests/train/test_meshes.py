@@ -31,7 +31,7 @@ def test_one_device_equals_data_parallel_equals_fsdp(family):
     run = dataclasses.replace(run, optim=dataclasses.replace(run.optim, learning_rate=3e-4))
     one, one_metrics = after(run, STEPS)
     way = moved(run, one)
-    for mesh in ("data:8", "data:2,fsdp:4"):
+    for mesh in ("data:8", "data:2,fsdp:4", "data:2,fsdp:2,tensor:2"):
         other, metrics = after(dataclasses.replace(run, mesh=mesh), STEPS)
         for name, values in one_metrics.items():
             rtol = 5e-3 if name.endswith("gradient_norm") else 1e-4
