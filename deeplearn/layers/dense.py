@@ -27,10 +27,10 @@ def _matmul_forward(x_TxD: Array, kernel_DxF: Array) -> tuple[Array, tuple[Array
 
 def _matmul_backward(residuals: tuple[Array, Array], g_TxF: Array) -> tuple[Array, Array]:
     x_TxD, kernel_DxF = residuals
-    return jnp.dot(g_TxF, kernel_DxF.T), _kernel_gradient(x_TxD, g_TxF)
+    return jnp.dot(g_TxF, kernel_DxF.T), kernel_gradient(x_TxD, g_TxF)
 
 
-def _kernel_gradient(x_TxD: Array, g_TxF: Array) -> Array:
+def kernel_gradient(x_TxD: Array, g_TxF: Array) -> Array:
     if x_TxD.shape[1] <= g_TxF.shape[1]:
         return jnp.dot(x_TxD.T, g_TxF)
     swapped = lambda x, g: lax.optimization_barrier(jnp.dot(g.T, x)).T  # noqa: E731
