@@ -73,8 +73,9 @@ class MoE(nn.Module):
         x_BxLxD, *values = promote_dtype(x_BxLxD, *kernels.values())
         inputs = x_BxLxD, gates_BxLxK.astype(x_BxLxD.dtype), expert_BxLxK, dict(zip(kernels, values, strict=True))
         if self.dispatch == "dropless":
-            here = functools.partial(_dropless, kind=self.kind)
-            y_BxLxD = (here if self.is_initializing() else _on_each_device(here))(*inputs)
+            dropless = functools.partial(_dropless, kind=self.kind)
+            # The one example that parameters are made with divides among no devices.
+            y_BxLxD = (dropless if self.is_initializing() else _on_each_device(dropless))(*inputs)
             return y_BxLxD, Routing(balance, z, jnp.zeros_like(z))
         y_BxLxD, dropped = _within_capacity(*inputs, self.kind, self.capacity_factor)
         return y_BxLxD, Routing(balance, z, dropped)
@@ -220,10 +221,12 @@ def _block_matmul_backward(residuals: tuple[Array, ...], g_GxRxF: Array) -> tupl
 
     def step(total_ExDxF, block):
         x_RxD, g_RxF, owner = block
-        return total_ExDxF.at[owner].add(kernel_gradient(x_RxD, g_RxF)), jnp.dot(g_RxF, kernel_ExDxF[owner].T)
+        total_ExDxF = total_ExDxF.at[owner].add(kernel_gradient(x_RxD, g_RxF).astype(jnp.float32))
+        return total_ExDxF, jnp.dot(g_RxF, kernel_ExDxF[owner].T)
 
-    kernel_gradient_ExDxF, x_gradient = lax.scan(step, jnp.zeros_like(kernel_ExDxF), (x_GxRxD, g_GxRxF, owner_G))
-    return x_gradient, kernel_gradient_ExDxF, None
+    zeros_ExDxF = jnp.zeros_like(kernel_ExDxF, jnp.float32)  # many blocks are added, too many for bfloat16
+    total_ExDxF, x_gradient = lax.scan(step, zeros_ExDxF, (x_GxRxD, g_GxRxF, owner_G))
+    return x_gradient, total_ExDxF.astype(kernel_ExDxF.dtype), None
 
 
 _block_matmul.defvjp(_block_matmul_forward, _block_matmul_backward)

@@ -265,6 +265,16 @@ def test_in_bfloat16_the_router_and_the_losses_stay_float32():
     np.testing.assert_allclose(routing.z, wanted.z, rtol=1e-6)
 
 
+def test_in_bfloat16_gradients_of_many_blocks_are_added_up_in_float32():
+    """A token in each of 1000 blocks, all ones: bfloat16 cannot count past 256."""
+    x, kernel, owner = jax.device_put((np.ones((1000, 1, 1)), np.ones((1, 1, 1)), np.zeros(1000, np.int32)))
+
+    def total(kernel, x, owner):
+        return jnp.sum(moe._block_matmul(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), owner))
+
+    assert jax.device_get(jax.jit(jax.grad(total))(kernel, x, owner)) == 1000
+
+
 # On a mesh. The rules are those of an expert axis: the batch goes over all axes, the experts over theirs.
 RULES = (("batch", ("data", "expert")), ("expert_batch", ("data",)), ("experts", ("expert",)))
 
