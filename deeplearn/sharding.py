@@ -30,10 +30,13 @@ RULES: tuple[tuple[str, str], ...] = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
+    ("conv_out", "tensor"),
+    ("latent", "tensor"),
     ("embed", "fsdp"),
     ("conv_out", "fsdp"),
     ("mlp", "fsdp"),
     ("latent", "fsdp"),
+    ("conv_in", "fsdp"),
 )
 
 # Logical axis of an activation -> mesh axis.
@@ -120,6 +123,22 @@ def sequence_places(mesh: Mesh) -> int:
     return mesh.shape.get(ACTIVATIONS["length"], 1)
 
 
+def check(boxed: Any, mesh: Mesh) -> None:
+    """Raise ConfigError for a mesh axis that is there to cut parameters and cuts none.
+
+    boxed: a tree of shapes, boxed with logical names.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves if _is_boxed(x)]
+    for axis, size in mesh.shape.items():
+        wanting = {logical for logical, wanted in RULES if wanted == axis}
+        if size == 1 or not wanting or any(axis in spec(x.names, x.value.shape, mesh) for _, x in named):
+            continue
+        near = [f"{path} {x.names} of {x.value.shape}" for path, x in named if wanting & set(x.names)]
+        why = f"for example of {near[0]}" if near else f"and no parameter has an axis {' or '.join(sorted(wanting))}"
+        raise ConfigError(f"mesh {dict(mesh.shape)}: axis {axis!r} of size {size} divides no dimension, {why}")
+
+
 def of_batch(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Sharding of arrays [..., B, ...] whose batch axis comes after `leading` others."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, batch_axes(mesh)))
@@ -129,8 +148,9 @@ def rules(mesh: Mesh) -> list[tuple[str, Any]]:
     """Where the named axes of activations go on this mesh, as flax's logical constraints want it.
 
     "as_cut" is an axis of a parameter that is used as it is cut; the parameter's other axes are gathered.
+    "expert_batch" is the batch of what has come to the experts.
     """
-    here = {"batch": batch_axes(mesh)} | {
+    here = {"batch": batch_axes(mesh), "expert_batch": tuple(a for a in batch_axes(mesh) if a != "expert")} | {
         logical: axis if axis in mesh.shape else None for logical, axis in ACTIVATIONS.items()
     }
     return [*here.items(), ("as_cut", PartitionSpec.UNCONSTRAINED)]

@@ -11,6 +11,8 @@ from deeplearn.layers.losses import cross_entropy
 from deeplearn.layers.ring import ordered
 
 Apply = Callable[[Any, Variables, Array], Array]  # (config, variables, tokens_BxL) -> logits_BxLxV
+# The same in training -> logits_BxLxV, what is added to the loss, and metrics.
+Forward = Callable[[Any, Variables, Array], tuple[Array, Array | float, dict[str, Array]]]
 
 
 def example(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -22,22 +24,24 @@ def tokens_per_example(config: Any) -> int:
     return config.seq_len
 
 
-def _losses(apply: Apply, config: Any, variables: Variables, batch: Batch) -> Array:
-    inputs_BxL, targets_BxL = (ordered(batch["tokens"][:, part]) for part in (slice(-1), slice(1, None)))
-    return cross_entropy(apply(config, variables, inputs_BxL), targets_BxL)
+def _inputs_and_targets(batch: Batch) -> tuple[Array, Array]:
+    return ordered(batch["tokens"][:, :-1]), ordered(batch["tokens"][:, 1:])
 
 
-def objectives(apply: Apply, config: Any) -> tuple[Objective, ...]:
-    """Mean next-token cross-entropy in nats."""
+def objectives(forward: Forward, config: Any) -> tuple[Objective, ...]:
+    """Mean next-token cross-entropy in nats, and what the model adds to it."""
 
     def loss(variables: Variables, batch: Batch, key: Array, train: bool) -> tuple[Array, Aux]:
         del key, train
-        return jnp.mean(_losses(apply, config, variables, batch)), Aux({}, {})
+        inputs_BxL, targets_BxL = _inputs_and_targets(batch)
+        logits_BxLxV, added, metrics = forward(config, variables, inputs_BxL)
+        return jnp.mean(cross_entropy(logits_BxLxV, targets_BxL)) + added, Aux(metrics, {})
 
     return (Objective("next_token", (), loss),)
 
 
 def evaluate(apply: Apply, config: Any, variables: Variables, batch: Batch) -> tuple[Array, Array]:
     """Summed cross-entropy in nats and the number of tokens."""
-    losses_BxL = _losses(apply, config, variables, batch)
+    inputs_BxL, targets_BxL = _inputs_and_targets(batch)
+    losses_BxL = cross_entropy(apply(config, variables, inputs_BxL), targets_BxL)
     return jnp.sum(losses_BxL), jnp.float32(losses_BxL.size)

@@ -12,7 +12,7 @@ from jax import Array, numpy as jnp
 from deeplearn.config import ConfigError, nearest
 from deeplearn.families import next_token
 from deeplearn.families.family import Batch, Objective, Variables
-from deeplearn.layers import mlp
+from deeplearn.layers import mlp, moe
 from deeplearn.layers.attention import Attention
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
@@ -25,7 +25,12 @@ SIZES = (16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """mlp_width 0 means 4 width for "gelu" and 8/3 width for "swiglu", in multiples of 8."""
+    """mlp_width 0 means 4 width for "gelu" and 8/3 width for "swiglu", in multiples of 8.
+
+    experts: number of expert MLPs in each layer, of which a token passes through top_k; 0 is one plain MLP. dispatch,
+    capacity_factor: see `layers/moe.py`. balance_loss, router_z_loss: weights of the losses that keep the router even
+    and its logits small (ST-MoE, Zoph et al. 2022, arXiv 2202.08906).
+    """
 
     vocab: int = 256
     seq_len: int = 128
@@ -35,6 +40,12 @@ class Config:
     kv_heads: int = 2
     mlp: str = "gelu"
     mlp_width: int = 0
+    experts: int = 0
+    top_k: int = 2
+    dispatch: str = "capacity"
+    capacity_factor: float = 1.25
+    balance_loss: float = 1e-2
+    router_z_loss: float = 1e-3
     qk_norm: bool = False
     tied: bool = False
     rope_base: float = 10_000.0
@@ -48,6 +59,10 @@ class Config:
             raise ConfigError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.mlp not in mlp.KINDS:
             raise ConfigError(f"model.mlp {self.mlp!r} is unknown{nearest(self.mlp, mlp.KINDS)}")
+        if self.experts and not 1 <= self.top_k <= self.experts:
+            raise ConfigError(f"model.top_k {self.top_k} is not between 1 and model.experts {self.experts}")
+        if self.dispatch not in moe.DISPATCHES:
+            raise ConfigError(f"model.dispatch {self.dispatch!r} is unknown{nearest(self.dispatch, moe.DISPATCHES)}")
 
 
 def config(size: int) -> Config:
@@ -63,28 +78,33 @@ def config(size: int) -> Config:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Carries x_BxLxD; the second result is what nn.scan asks for."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). x_BxLxD -> (x_BxLxD, what a router has to say)."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array) -> tuple[Array, None]:
+    def __call__(self, x_BxLxD: Array) -> tuple[Array, moe.Routing | None]:
         c = self.config
         out_scale = (2 * c.depth) ** -0.5  # so that the residual stream's variance does not grow with depth
         width = c.mlp_width or (4 * c.width if c.mlp == "gelu" else -(-8 * c.width // 24) * 8)
         attend = Attention(c.heads, c.kv_heads, c.width // c.heads, c.qk_norm, c.rope_base, out_scale, name="attention")
         x_BxLxD = x_BxLxD + attend(RMSNorm(name="attention_norm")(x_BxLxD))
-        x_BxLxD = x_BxLxD + mlp.MLP(width, c.mlp, out_scale, name="mlp")(RMSNorm(name="mlp_norm")(x_BxLxD))
-        return nn.with_logical_constraint(x_BxLxD, ("batch", "length", "embed_activation")), None
+        normed_BxLxD, routing = RMSNorm(name="mlp_norm")(x_BxLxD), None
+        if c.experts:
+            setup = (width, c.experts, c.top_k, c.mlp, c.dispatch, c.capacity_factor, out_scale)
+            y_BxLxD, routing = moe.MoE(*setup, name="moe")(normed_BxLxD)
+        else:
+            y_BxLxD = mlp.MLP(width, c.mlp, out_scale, name="mlp")(normed_BxLxD)
+        return nn.with_logical_constraint(x_BxLxD + y_BxLxD, ("batch", "length", "embed_activation")), routing
 
 
 class Transformer(nn.Module):
-    """tokens_BxL -> logits_BxLxV; logits at position t see tokens up to and including t."""
+    """tokens_BxL -> logits_BxLxV and the layers' routing [depth]; logits at t see tokens up to and including t."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BxL: Array) -> Array:
+    def __call__(self, tokens_BxL: Array) -> tuple[Array, moe.Routing | None]:
         c = self.config
         embed = Embed(c.vocab, c.width, name="embed")
         x_BxLxD = embed(tokens_BxL)
@@ -97,12 +117,16 @@ class Transformer(nn.Module):
                 length=c.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x_BxLxD, _ = stack(c, name="layers")(x_BxLxD)
+            x_BxLxD, routing = stack(c, name="layers")(x_BxLxD)
         else:
+            layers = []
             for i in range(c.depth):
-                x_BxLxD, _ = block(c, name=f"layer_{i}")(x_BxLxD)
+                x_BxLxD, layer = block(c, name=f"layer_{i}")(x_BxLxD)
+                layers.append(layer)
+            routing = jax.tree.map(lambda *x: jnp.stack(x), *layers)
         x_BxLxD = RMSNorm(name="final_norm")(x_BxLxD)
-        return embed.attend(x_BxLxD) if c.tied else Dense(c.vocab, ("embed", "vocab"), name="head")(x_BxLxD)
+        logits = embed.attend(x_BxLxD) if c.tied else Dense(c.vocab, ("embed", "vocab"), name="head")(x_BxLxD)
+        return logits, routing
 
 
 example = next_token.example
@@ -115,11 +139,28 @@ def init(config: Config, key: Array, batch: Batch) -> Variables:
 
 def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
     """Next-token logits_BxLxV. Tokens and logits are in the order of `ring.ordered`."""
-    return Transformer(config).apply(variables, tokens_BxL)
+    return Transformer(config).apply(variables, tokens_BxL)[0]
+
+
+def active_parameters(config: Config) -> int:
+    """Parameters that one token passes through."""
+    tokens = {"tokens": jax.ShapeDtypeStruct((1, config.seq_len + 1), jnp.int32)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key, batch: init(config, key, batch), key, tokens)
+    return moe.active_parameters(variables["params"], config.top_k)
+
+
+def _forward(config: Config, variables: Variables, tokens_BxL: Array) -> tuple[Array, Array | float, dict[str, Array]]:
+    logits_BxLxV, routing = Transformer(config).apply(variables, tokens_BxL)
+    if routing is None:
+        return logits_BxLxV, 0.0, {}
+    mean = jax.tree.map(jnp.mean, routing)
+    added = config.balance_loss * mean.balance + config.router_z_loss * mean.z
+    return logits_BxLxV, added, {f"router/{name}": value for name, value in mean._asdict().items()}
 
 
 def objectives(config: Config) -> tuple[Objective, ...]:
-    return next_token.objectives(apply, config)
+    return next_token.objectives(_forward, config)
 
 
 def evaluate(config: Config, variables: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:

@@ -125,6 +125,8 @@ def check(run: Run, mesh: Mesh) -> None:
             raise ConfigError(f"{name} is {size}, which does not divide over mesh {dict(mesh.shape)}: {places} places")
     if sharding.sequence_places(mesh) > 1 and not getattr(families.get(run.family), "SPREADS_SEQUENCE", False):
         raise ConfigError(f"mesh {dict(mesh.shape)} spreads the sequence, which family {run.family!r} cannot do")
+    if mesh.size > 1:
+        states.abstract(run, mesh)  # which checks that every axis has something to cut
     check_data(run)
 
 

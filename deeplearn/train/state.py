@@ -54,8 +54,12 @@ def numbers(run: Run) -> Hyper:
 
 
 def abstract(run: Run, mesh: Mesh) -> State:
-    """The state as shapes with shardings: what a checkpoint is restored to, whatever it was saved from."""
+    """The state as shapes with shardings: what a checkpoint is restored to, whatever it was saved from.
+
+    Raises ConfigError for a mesh that does not fit the family.
+    """
     boxed = jax.eval_shape(lambda h: _create(run, h), numbers(run))
+    sharding.check(boxed.params, mesh)
     shardings = sharding.of_state(boxed, mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unbox(boxed), shardings

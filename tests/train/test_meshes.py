@@ -24,14 +24,17 @@ def moved(run, state):
 
 
 @pytest.mark.parametrize("family", families.names())
-def test_one_device_equals_data_parallel_equals_fsdp(family):
+@pytest.mark.parametrize(
+    "meshes", [("data:8", "data:2,fsdp:4"), pytest.param(("data:2,fsdp:2,tensor:2",), marks=pytest.mark.slow)]
+)
+def test_one_device_equals_many(family, meshes):
     # A small rate: Adam's first steps are signs, which turn float32's last bit into whole steps, and a large rate
     # then drives the runs of a network with batch norm apart.
     run = short_run(family)
     run = dataclasses.replace(run, optim=dataclasses.replace(run.optim, learning_rate=3e-4))
     one, one_metrics = after(run, STEPS)
     way = moved(run, one)
-    for mesh in ("data:8", "data:2,fsdp:4", "data:2,fsdp:2,tensor:2"):
+    for mesh in meshes:
         other, metrics = after(dataclasses.replace(run, mesh=mesh), STEPS)
         for name, values in one_metrics.items():
             rtol = 5e-3 if name.endswith("gradient_norm") else 1e-4

@@ -9,16 +9,17 @@ from short_runs import after, short_run
 
 from deeplearn import sharding
 from deeplearn.config import ConfigError
+from deeplearn.layers import moe
 from deeplearn.train import loop, state as states
 
 STEPS = 5
 MESHES = ("tensor:2", "data:2,context:4", "fsdp:2,tensor:2,context:2")
 
 
-def transformer(**changes):
+def transformer(mesh="data:1", **changes):
     """Heads that four devices can share, and groups that two can. A small rate: see test_meshes.py."""
-    run = short_run("transformer", **changes)
-    model = dataclasses.replace(run.model, heads=4, kv_heads=2)
+    run = short_run("transformer", mesh=mesh)
+    model = dataclasses.replace(run.model, heads=4, kv_heads=2, **changes)
     return dataclasses.replace(run, model=model, optim=dataclasses.replace(run.optim, learning_rate=3e-4))
 
 
@@ -30,15 +31,26 @@ def on_one_device():
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_transformer_learns_the_same_on_every_mesh(mesh, on_one_device):
     one, one_metrics = on_one_device
-    other, metrics = after(transformer(mesh=mesh), STEPS)
+    other, metrics = after(transformer(mesh), STEPS)
     np.testing.assert_allclose(metrics["next_token"], one_metrics["next_token"], rtol=2e-6)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=2e-6)  # five steps of 3e-4 move them by 1e-3
 
 
+@pytest.mark.parametrize("dispatch", moe.DISPATCHES)
+def test_experts_learn_the_same_on_every_mesh(dispatch):
+    one, one_metrics = after(transformer(experts=4, dispatch=dispatch), STEPS)
+    other, metrics = after(transformer("data:2,expert:2,tensor:2", experts=4, dispatch=dispatch), STEPS)
+    for name in ("next_token", "router/balance", "router/dropped"):
+        np.testing.assert_allclose(metrics[name], one_metrics[name], rtol=2e-6)
+    assert (one_metrics["router/dropped"] > 0).all() == (dispatch == "capacity")
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize(("mesh", "share"), [("tensor:2", 2), ("fsdp:4,tensor:2", 8), ("fsdp:8", 8)])
 def test_bytes_of_parameters_and_optimiser_fall_as_one_over_n(mesh, share):
-    run = transformer(mesh=mesh)
+    run = transformer(mesh)
     mesh = sharding.make_mesh(run.mesh)
     with loop.on_mesh(mesh):
         state = states.abstract(run, mesh)
@@ -54,3 +66,18 @@ def test_a_sequence_that_a_family_cannot_spread_is_refused(family):
     run = short_run(family, mesh="context:2")
     with pytest.raises(ConfigError, match=f"spreads the sequence, which family '{family}' cannot do"):
         loop.check(run, sharding.make_mesh(run.mesh))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        (
+            "tensor:3",
+            r"'tensor' of size 3 divides no dimension, for example of \S+ \('vocab', 'embed'\) of",
+        ),
+        ("expert:2", "'expert' of size 2 divides no dimension, and no parameter has an axis experts"),
+    ],
+)
+def test_an_axis_with_nothing_to_cut_is_named(mesh, words):
+    with pytest.raises(ConfigError, match=words):
+        loop.check(transformer(mesh), sharding.make_mesh(mesh))
