@@ -37,7 +37,7 @@ def test_one_device_equals_many(family, meshes):
     for mesh in meshes:
         other, metrics = after(dataclasses.replace(run, mesh=mesh), STEPS)
         for name, values in one_metrics.items():
-            rtol = 5e-3 if name.endswith("gradient_norm") else 1e-4
+            rtol = 1e-2 if name.endswith("gradient_norm") else 1e-4
             np.testing.assert_allclose(metrics[name], values, rtol=rtol, err_msg=f"{mesh} {name}")
         assert np.linalg.norm(moved(run, other) - way) < 5e-3 * np.linalg.norm(way), mesh
 
