@@ -1,0 +1,100 @@
+"""The real train step of a run, compiled for a machine that is not here, and the memory that it takes there."""
+
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from deeplearn import families, sharding
+from deeplearn.config import ConfigError
+from deeplearn.train import loop, state as states
+from deeplearn.train.run import Run
+from deeplearn.train.step import make_step
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Memory(NamedTuple):
+    """Bytes on one device. temporaries: activations, gradients and workspace, as the compiler lays them out.
+
+    program: the code itself. other: collections that are not parameters, counters, and results that replace no input.
+    """
+
+    parameters: int
+    optimiser: int
+    other: int
+    batch: int
+    temporaries: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Compiled(NamedTuple):
+    """text: the optimised HLO; "" if the compiler found that the step does not fit, which `refused` then tells.
+
+    seconds: of tracing and lowering, and of compiling.
+    """
+
+    memory: Memory
+    text: str
+    refused: str
+    lowering_s: float
+    compiling_s: float
+
+
+def compile_step(run: Run, mesh: Mesh) -> Compiled:
+    """Lower and compile one update of `run` on `mesh`, from shapes alone: nothing is allocated or executed.
+
+    Raises ConfigError if the batch does not divide over the mesh.
+    """
+    started = time.monotonic()
+    state, batch = states.abstract(run, mesh), _batch(run, mesh)
+    with loop.on_mesh(mesh):
+        lowered = jax.jit(make_step(run), donate_argnums=0).lower(state, batch)
+        lowered_at = time.monotonic()
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))
+            if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+                raise
+            whole = int(float(used[1]) * _UNITS[used[2]])
+            return Compiled(
+                _memory(state, batch, None, whole), "", used[0], lowered_at - started, time.monotonic() - lowered_at
+            )
+    done = time.monotonic()
+    memory = _memory(state, batch, executable.memory_analysis(), 0)
+    return Compiled(memory, executable.as_text(), "", lowered_at - started, done - lowered_at)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _batch(run: Run, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    where = sharding.of_batch(mesh)
+    try:
+        where.shard_shape((run.batch_size // run.microbatches,))
+    except ValueError:
+        pieces = f"batch_size {run.batch_size} / microbatches {run.microbatches}"
+        raise ConfigError(f"{pieces} does not divide over mesh {dict(mesh.shape)}") from None
+    example = families.get(run.family).example(run.model)
+    return {k: jax.ShapeDtypeStruct((run.batch_size, *s.shape), s.dtype, sharding=where) for k, s in example.items()}
+
+
+def _memory(state: states.State, batch: Any, analysis: Any, whole: int) -> Memory:
+    """analysis: the compiler's; without it, all that is not state or batch of `whole` bytes counts as temporaries."""
+    parameters, optimiser = shard_bytes(state.params), shard_bytes(state.opt)
+    other, inputs = shard_bytes((state.step, state.collections, state.hyper)), shard_bytes(batch)
+    if analysis is None:
+        return Memory(parameters, optimiser, other, inputs, max(0, whole - parameters - optimiser - other - inputs), 0)
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporaries, program = analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes
+    return Memory(parameters, optimiser, other + max(0, results), inputs, temporaries, program)
