@@ -13,7 +13,7 @@ from deeplearn.config import ConfigError, canonical_json
 from experiments import cli
 
 ROOT = Path(__file__).parents[1]
-ENTRY_POINTS = ("train", "sweep", "sample", "fit")
+ENTRY_POINTS = ("train", "sweep", "sample", "fit", "preflight")
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_help_has_an_example_and_every_flag(command, name):
 
 TRAIN = ("train", "--workdir=new", "--config=transformer")
 SWEEP = ("sweep", "--root=new", "--config=quickstart")
+PREFLIGHT = ("preflight", "--config=transformer", "--out=new")
 BAD = [
     ((*TRAIN, "--wrokdir=x"), "no flag is called '--wrokdir'; did you mean '--workdir'?"),
     ((*TRAIN, "--set", "model.dpeth=4"), "no setting is called 'model.dpeth'; did you mean 'model.depth'?"),
@@ -79,6 +80,11 @@ BAD = [
     (("sample", "--workdir=empty", "--temprature=1"), "'--temprature'; did you mean '--temperature'?"),
     (("sample", "--workdir=empty", "--temperature=0"), "flag --temperature=0"),
     (("sample",), "of which run? pass --workdir=DIR"),
+    ((*PREFLIGHT,), "for which machine? pass --topology=CHIP:N"),
+    ((*PREFLIGHT, "--topology=h10:8"), "no chip is called 'h10'; did you mean 'h100'?"),
+    ((*PREFLIGHT, "--topology=h100:8", "--mesh=data:4"), "mesh data:4 has 4 places and the topology 8 devices"),
+    ((*PREFLIGHT, "--topology=h100:8", "--chips=file"), "file has no [chips.NAME]"),
+    (("preflight", "--topology=h100:8"), "which configuration? pass --config=NAME"),
     (("fit", "nothing.csv"), "cannot read 'nothing.csv': No such file or directory"),
     (("fit",), "RUNS.csv is missing"),
     (("fit", "file", "--los=x"), "no flag is called '--los'; did you mean '--loss'?"),

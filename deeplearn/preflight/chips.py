@@ -82,6 +82,12 @@ def load(path: Path = TABLE) -> Table:
     return Table(chips, _build(Grid, f"{path}: grid", grid, sources, {}) if grid else load().grid)
 
 
+def with_intensity(grid: Grid, grams_co2_per_kwh: float) -> Grid:
+    """The grid of a place whose intensity the user gives."""
+    rest = {name: source for name, source in grid.sources.items() if name == "pue"}
+    return dataclasses.replace(grid, grams_co2_per_kwh=grams_co2_per_kwh, sources=rest)
+
+
 def _source(path: Path, name: str, given: Any) -> Source:
     try:
         source = Source(given["url"], given["date"])

@@ -60,9 +60,11 @@ def machine(topology: Topology) -> Machine:
     """The topology's devices. Raises ConfigError for a shape that the compiler does not know, or too few devices."""
     chip = topology.chip
     if not chip.dimensions:
-        return _emulated(topology, "" if chip.name == "cpu" else f"there is no compiler for {chip.title} without one")
+        return _emulated(
+            topology, "" if chip.name == "cpu" else f"emulated, as {chip.title} compiles only where one is"
+        )
     if importlib.util.find_spec("libtpu") is None:
-        return _emulated(topology, "libtpu is not installed (pip install 'deeplearn[preflight]')")
+        return _emulated(topology, "emulated, as libtpu is not installed (pip install 'deeplearn[preflight]')")
     devices = _tpu(topology)
     places = np.array([(getattr(d, "slice_index", 0) or 0, *d.coords[: chip.dimensions]) for d in devices])
     return Machine(topology, devices, places, "")
@@ -79,7 +81,8 @@ def _tpu(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud's metadata server what hardware this is
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    for name, value in {"TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        os.environ.setdefault(name, value)  # of no effect on what is compiled for; without them it complains
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.sizes))}"
     more = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:

@@ -1,0 +1,107 @@
+"""The nearest change that would make a run fit: recomputation, smaller microbatches, or another mesh."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from deeplearn import families, sharding
+from deeplearn.config import ConfigError, overlay
+from deeplearn.families.family import Objective
+from deeplearn.preflight.compiled import shard_bytes
+from deeplearn.train import loop, state as states
+from deeplearn.train.precision import cast
+from deeplearn.train.run import Run
+
+_LIMIT = 0.95  # of the memory: the estimate must leave this much room for what it does not know
+
+
+class Change(NamedTuple):
+    """overrides: what to set, by dotted name. run: with them. estimate: bytes on one device."""
+
+    overrides: dict[str, str]
+    run: Run
+    estimate: int
+
+
+def estimate(run: Run, mesh: Mesh) -> int:
+    """Bytes on one device without compiling: state, gradients, and what the backward pass keeps of each example.
+
+    What is kept are the residuals of `jax.vjp` on shapes alone, so recomputation counts as it is. Workspace and
+    activations that a mesh spreads beyond the batch are not modelled.
+    """
+    state = states.abstract(run, mesh)
+    gradients = shard_bytes(state.params) * (2 if run.microbatches > 1 else 1)
+    local = sharding.of_batch(mesh).shard_shape((run.batch_size // run.microbatches,))[0]
+    return int(shard_bytes(state) + gradients + _kept_per_example(run.family, run.model, run.precision, mesh) * local)
+
+
+def changes(run: Run, devices: list[Any], room: int, miss: float) -> list[Change]:
+    """Changes whose estimate fits, fewest changes first, then the smallest of them.
+
+    Args:
+      run: what does not fit. devices: of the machine, all of which its mesh uses.
+      room: bytes of one device.
+      miss: what the compiler's bytes are over the estimate, for the run as it is.
+    """
+    found = []
+    for overrides in _candidates(run, len(devices)):
+        try:
+            changed = overlay(run, overrides)
+            needed = int(miss * estimate(changed, sharding.make_mesh(changed.mesh, devices)))
+        except (ConfigError, ValueError):  # a batch or an axis that does not divide
+            continue
+        if needed < _LIMIT * room:
+            found.append(Change(overrides, changed, needed))
+    return sorted(found, key=lambda c: (len(c.overrides), c.estimate))
+
+
+def _candidates(run: Run, devices: int) -> Iterator[dict[str, str]]:
+    """Every combination of one mesh, one number of microbatches, and recomputation where the model knows it."""
+    meshes = [None, *(f"{axis}:{devices}" for axis in sharding.AXES if f"{axis}:{devices}" != run.mesh)]
+    pieces = [None, *(str(run.microbatches * 2**n) for n in range(1, 11) if run.batch_size % 2**n == 0)]
+    fields = {field.name: field.default for field in dataclasses.fields(run.model)}
+    remat = [None, "true"] if fields.get("remat") is False and not run.model.remat else [None]
+    for mesh, piece, again in itertools.product(meshes, pieces, remat):
+        overrides = {"mesh": mesh, "microbatches": piece, "model.remat": again}
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        if overrides:
+            yield overrides
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_per_example(name: str, model: Any, precision: str, mesh: Mesh) -> float:
+    """Bytes that the backward pass keeps of one more example: what grows with the batch, so no parameters."""
+    family = families.get(name)
+    with loop.on_mesh(mesh):
+        few, many = (
+            sum(
+                _residuals(family, objective, model, precision, n * mesh.size) for objective in family.objectives(model)
+            )
+            for n in (1, 2)
+        )
+    return (many - few) / mesh.size
+
+
+def _residuals(family: ModuleType, objective: Objective, model: Any, precision: str, examples: int) -> int:
+    """Bytes of what `jax.vjp` keeps of one objective for so many examples, on all devices together."""
+    batch = {k: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype) for k, s in family.example(model).items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda k, b: sharding.unbox(family.init(model, k, b)), key, batch)
+
+    def kept(variables, batch, key):
+        rest = {name: value for name, value in variables.items() if name != "params"}
+
+        def loss(params):
+            return objective.loss({"params": cast(params, precision), **rest}, cast(batch, precision), key, True)[0]
+
+        return jax.vjp(loss, variables["params"])[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(kept, variables, batch, key))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

@@ -1,0 +1,118 @@
+"""Preflights on emulated devices: bytes against what arrays hold, what does not fit, and the command itself."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from deeplearn import sharding
+from deeplearn.config import ConfigError, overlay
+from deeplearn.preflight import chips, fits, topology as topologies
+from deeplearn.preflight.flight import preflight, to_json
+from deeplearn.preflight.roofline import flops
+from deeplearn.preflight.topology import Topology
+from deeplearn.train import state as states
+from experiments import cli, preflight_report
+
+TABLE = chips.load()
+
+
+def a_run(mesh="fsdp:8", **changes):
+    run = cli.get_run(cli.load_config("transformer"), {"size": "32", "model.depth": "2", "model.scan_layers": "true"})
+    return overlay(dataclasses.replace(run, batch_size=16, mesh=mesh), changes)
+
+
+def machine(hbm=80e9, chips=8):
+    chip = dataclasses.replace(TABLE.chip("h100"), hbm=hbm)
+    return topologies.machine(Topology(chip, (chips,)))
+
+
+@pytest.fixture(scope="module")
+def flight():
+    """On a mesh that spreads the parameters."""
+    return preflight(a_run(), machine(), TABLE.grid, tokens=1e6)
+
+
+def test_bytes_of_the_state_are_those_of_the_arrays_of_one_device(flight):
+    memory = flight.compiled.memory
+    state = states.create(flight.run, sharding.make_mesh(flight.run.mesh))
+    held = {
+        name: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(getattr(state, name)))
+        for name in ("params", "opt")
+    }
+    assert (memory.parameters, memory.optimiser) == (held["params"], held["opt"])
+    assert memory.batch == 16 // 8 * (flight.run.model.seq_len + 1) * 4 and memory.total == sum(memory)
+
+
+def test_a_flight_says_what_theory_says(flight):
+    whole = preflight(a_run("data:8"), machine(), TABLE.grid, tokens=1e6)
+    assert whole.fits and whole.fix is None and whole.machine.bound
+    run, parameters = whole.run, whole.parameters
+    assert whole.compiled.memory.parameters == 4 * parameters.total > 4 * flight.compiled.memory.parameters
+    assert whole.flops.model == pytest.approx(6 * parameters.total * run.tokens_per_step, rel=0.3)
+    gradients = whole.collectives["all-reduce", ("data",)]
+    assert gradients["bytes"] == pytest.approx(4 * parameters.total, rel=0.1)
+    assert {axes for _, axes in whole.collectives} == {("data",)}
+    assert whole.bill.dollars == pytest.approx(whole.bill.hours * 8 * 3.99)
+    written = json.loads(json.dumps(to_json(whole), allow_nan=False))
+    assert written["memory"]["total"] == whole.compiled.memory.total and written["roofline"]["links"][0]["sent"] > 0
+
+
+def test_recomputation_is_work_but_not_the_models():
+    kept, again = (flops(a_run(**{"model.remat": remat})) for remat in ("false", "true"))
+    assert again.model == kept.model == kept.done and again.done > 1.15 * kept.done
+
+
+def test_the_estimate_follows_the_batch_and_recomputation():
+    one, two, again, pieces = (
+        fits.estimate(run, sharding.make_mesh(run.mesh))
+        for run in (
+            a_run(), a_run(batch_size=32), a_run(batch_size=32, **{"model.remat": "true"}),
+            a_run(batch_size=32, microbatches=2),
+        )
+    )  # fmt: skip
+    assert two > 1.5 * one and again < 0.6 * two and one < pieces < 1.3 * one
+
+
+def test_what_does_not_fit_gets_the_nearest_change_that_does(flight):
+    room = 0.8 * flight.compiled.memory.total
+    tight = preflight(flight.run, machine(hbm=room), TABLE.grid, 1e6)
+    assert not tight.fits and tight.fix.bytes <= room
+    assert overlay(tight.run, tight.fix.overrides) != tight.run and len(tight.fix.overrides) == 1
+    assert "does not fit" in preflight_report.headline(tight) and "--set " in preflight_report.headline(tight)
+    assert fits.changes(flight.run, jax.devices(), 1000, 1.0) == []
+    assert "No change" in preflight_report.headline(tight._replace(fix=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, "batch_size 12 / microbatches 1 does not divide over mesh {'fsdp': 8}"),
+        ({"mesh": "data:4"}, "mesh data:4 has 4 places and the topology 8 devices"),
+        ({"mesh": "data:16"}, "mesh 'data:16' needs 16 devices and 8 are here"),
+    ],
+)
+def test_wrong_meshes_are_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        preflight(a_run(**changes), machine(), TABLE.grid, 1e6)
+    assert message in str(error.value)
+
+
+def test_the_page_holds_the_numbers_and_the_sources(flight, tmp_path):
+    text = preflight_report.publish(tmp_path, flight, TABLE.grid, "the command").read_text()
+    assert preflight_report.headline(flight).split(".")[0] in text and "the command" in text
+    assert text.count("data:image/png;base64") == 2 and all(s.url in text for s in TABLE.chip("h100").sources.values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is an extra")
+def test_the_tpu_compiler_compiles_for_chips_that_are_not_here():
+    run = a_run(precision="bfloat16")
+    there = topologies.machine(topologies.parse("v5p:2x2x2", 1, TABLE))
+    assert not there.bound and np.unique(there.places, axis=0).shape == (8, 4)
+    flight = preflight(run, there, TABLE.grid, 1e6)
+    assert flight.fits and flight.compiled.memory.parameters < 8 * flight.parameters.total
+    assert flight.collectives and all(axes == ("fsdp",) for _, axes in flight.collectives)
+    assert 0 < flight.roofline.mfu < 1 and not any("turns of loop" in note for note in flight.notes)
