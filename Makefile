@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slow lint bench bench-laws clean
+.PHONY: sweep test test-slow lint bench bench-laws bench-preflight clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -24,6 +24,9 @@ bench: $(VENV)/.installed-bench
 
 bench-laws: $(VENV)/.installed-bench-laws
 	$(BIN)/python -m experiments.bench.laws
+
+bench-preflight: $(VENV)/.installed-bench-preflight
+	$(BIN)/python -m experiments.bench.preflight
 
 clean:
 	rm -rf $(VENV) runs
@@ -46,4 +49,8 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 
 $(VENV)/.installed-bench-laws: $(VENV)/.installed
 	$(INSTALL) -e ".[bench-laws]"
+	touch $@
+
+$(VENV)/.installed-bench-preflight: $(VENV)/.installed
+	$(INSTALL) -e ".[preflight]"
 	touch $@

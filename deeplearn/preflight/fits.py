@@ -65,7 +65,8 @@ def changes(run: Run, devices: list[Any], room: int, miss: float) -> list[Change
 def _candidates(run: Run, devices: int) -> Iterator[dict[str, str]]:
     """Every combination of one mesh, one number of microbatches, and recomputation where the model knows it."""
     meshes = [None, *(f"{axis}:{devices}" for axis in sharding.AXES if f"{axis}:{devices}" != run.mesh)]
-    pieces = [None, *(str(run.microbatches * 2**n) for n in range(1, 11) if run.batch_size % 2**n == 0)]
+    more = [run.microbatches * 2**n for n in range(1, 11)]
+    pieces = [None, *(str(n) for n in more if run.batch_size % n == 0)]
     fields = {field.name: field.default for field in dataclasses.fields(run.model)}
     remat = [None, "true"] if fields.get("remat") is False and not run.model.remat else [None]
     for mesh, piece, again in itertools.product(meshes, pieces, remat):

@@ -68,7 +68,9 @@ def preflight(run: Run, machine: Machine, grid: Grid, tokens: float, efficiency:
         line = roofline(work, moved, each, machine, mesh, efficiency)
         costs = bill(tokens, run.tokens_per_step, line.step, machine.topology, grid)
         notes += [f"the turns of loop {name} are not known; counted once" for name in program.unknown]
-        notes += [f"no time for {link.over} over {' x '.join(link.axes)}" for link in line.links if not link.bandwidth]
+        notes += [
+            f"the table has no bandwidth of {link.over}: no time given" for link in line.links if not link.bandwidth
+        ]
         notes += costs.missing
     if work.how != "counted from the traced step":
         notes.append(f"FLOPs are {work.how}")

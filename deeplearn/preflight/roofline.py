@@ -131,7 +131,7 @@ def bandwidth_of(chip: Chip, sizes: tuple[int, ...], places: np.ndarray) -> tupl
     if not chip.dimensions:
         return chip.link, "the switch"
     if chip.link is None:
-        return None, "links of which the table has no bandwidth"
+        return None, "the links of the torus"
     rings = lines = 0
     for span, size in zip(spans[1:], sizes, strict=False):
         closes = span == size and chip.ring is not None and size % int(chip.ring) == 0
