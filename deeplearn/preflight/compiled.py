@@ -61,15 +61,13 @@ def compile_step(run: Run, mesh: Mesh) -> Compiled:
         try:
             executable = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            whole = int(float(used[1]) * _UNITS[used[2]])
-            return Compiled(
-                _memory(state, batch, None, whole), "", used[0], lowered_at - started, time.monotonic() - lowered_at
-            )
+            needed, seconds = _resident(state, batch), (lowered_at - started, time.monotonic() - lowered_at)
+            needed = needed._replace(temporaries=temporaries_refused(str(error), needed.total))
+            return Compiled(needed, "", str(error).splitlines()[0], *seconds)
     done = time.monotonic()
-    memory = _memory(state, batch, executable.memory_analysis(), 0)
+    memory = _with_analysis(_resident(state, batch), executable.memory_analysis())
     return Compiled(memory, executable.as_text(), "", lowered_at - started, done - lowered_at)
 
 
@@ -89,12 +87,28 @@ def _batch(run: Run, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return {k: jax.ShapeDtypeStruct((run.batch_size, *s.shape), s.dtype, sharding=where) for k, s in example.items()}
 
 
-def _memory(state: states.State, batch: Any, analysis: Any, whole: int) -> Memory:
-    """analysis: the compiler's; without it, all that is not state or batch of `whole` bytes counts as temporaries."""
-    parameters, optimiser = shard_bytes(state.params), shard_bytes(state.opt)
-    other, inputs = shard_bytes((state.step, state.collections, state.hyper)), shard_bytes(batch)
-    if analysis is None:
-        return Memory(parameters, optimiser, other, inputs, max(0, whole - parameters - optimiser - other - inputs), 0)
-    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    temporaries, program = analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes
-    return Memory(parameters, optimiser, other + max(0, results), inputs, temporaries, program)
+def temporaries_refused(message: str, resident: int) -> int:
+    """Bytes of temporaries in what the TPU compiler says when a program does not fit; 0 if it names no number.
+
+    resident: bytes of state and batch, for the message that tells the whole.
+    """
+    if alone := re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message):
+        return int(float(alone[1]) * _UNITS[alone[2]])
+    if whole := re.search(r"Used ([\d.]+)([KMGT]?) of", message):
+        return max(0, int(float(whole[1]) * _UNITS[whole[2]]) - resident)
+    return 0
+
+
+def _resident(state: states.State, batch: Any) -> Memory:
+    """What a device holds before the step begins."""
+    other = shard_bytes((state.step, state.collections, state.hyper))
+    return Memory(shard_bytes(state.params), shard_bytes(state.opt), other, shard_bytes(batch), 0, 0)
+
+
+def _with_analysis(memory: Memory, analysis: Any) -> Memory:
+    results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+    return memory._replace(
+        other=memory.other + results,
+        temporaries=analysis.temp_size_in_bytes,
+        program=analysis.generated_code_size_in_bytes,
+    )

@@ -11,6 +11,7 @@ import pytest
 from deeplearn import sharding
 from deeplearn.config import ConfigError, overlay
 from deeplearn.preflight import chips, fits, topology as topologies
+from deeplearn.preflight.compiled import temporaries_refused
 from deeplearn.preflight.flight import preflight, to_json
 from deeplearn.preflight.roofline import flops
 from deeplearn.preflight.topology import Topology
@@ -105,6 +106,19 @@ def test_the_page_holds_the_numbers_and_the_sources(flight, tmp_path):
     text = preflight_report.publish(tmp_path, flight, TABLE.grid, "the command").read_text()
     assert preflight_report.headline(flight).split(".")[0] in text and "the command" in text
     assert text.count("data:image/png;base64") == 2 and all(s.url in text for s in TABLE.chip("h100").sources.values())
+
+
+@pytest.mark.parametrize(
+    ("message", "temporaries"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (45.41G) exceeds "
+         "available HBM (15.75G).", 45.41 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm.", 25.5 * 2**30 - 1000),
+        ("RESOURCE_EXHAUSTED: no more", 0),
+    ],
+)  # fmt: skip
+def test_what_the_tpu_compiler_says_of_a_program_that_does_not_fit(message, temporaries):
+    assert temporaries_refused(message, 1000) == int(temporaries)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is an extra")
