@@ -28,9 +28,7 @@ cli.define_config_flags()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A chip of the table and how many, for example v5p:4x4x4 or h100:8.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, joined by the slow network.", 1)
 _MESH = flags.DEFINE_string("mesh", None, "The same as --set mesh=..., for example data:4,fsdp:16.")
-_TOKENS = flags.DEFINE_float(
-    "tokens", None, "Training tokens (or images) that the bill is for; else the run's budget.", 1
-)
+_TOKENS = flags.DEFINE_float("tokens", None, "Training tokens (or images) of the bill; else the run's budget.", 1)
 _EFFICIENCY = flags.DEFINE_float("efficiency", 1.0, "Share of the peak FLOP/s that matrix products reach.", 0.01, 1)
 _GRID = flags.DEFINE_float("grid", None, "Grams of CO2 per kWh where the machine stands; else the world's mean.", 0)
 _CHIPS = flags.DEFINE_string("chips", None, "A table of chips in place of the library's own.")
