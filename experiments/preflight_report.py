@@ -6,7 +6,7 @@ from string import Template
 
 import matplotlib
 from matplotlib.figure import Figure
-from rich import box
+from rich import box, markup
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -107,13 +107,13 @@ COLLECTIVES = ("kind", "mesh axes", "count", "bytes", "sent a device")
 
 def show(console: Console, flight: Flight) -> None:
     """Print everything as tables."""
-    console.print(headline(flight), highlight=False)
+    console.print(markup.escape(headline(flight)), highlight=False)
     _print(console, "Memory of one device", None, memory(flight))
     _print(console, "One step", None, step(flight))
     _print(console, "Collectives of one step", COLLECTIVES, collectives(flight))
     _print(console, "The bill", None, bill(flight))
     for note in flight.notes:
-        console.print(f"[yellow]note:[/yellow] {note}", highlight=False)
+        console.print(f"[yellow]note:[/yellow] {markup.escape(note)}", highlight=False)
 
 
 def publish(folder: Path, flight: Flight, grid: chips.Grid, command: str) -> Path:
@@ -177,7 +177,7 @@ def step_figure(flight: Flight) -> Figure:
     ax.barh(list(bars)[::-1], [1e3 * seconds for seconds in bars.values()][::-1], color="#0072b2", height=0.6)
     ax.axvline(1e3 * line.step, color="#000000", linewidth=1.0, label=f"a step, {_seconds(line.step)}")
     ax.set(xlabel="milliseconds of one step")
-    ax.legend(loc="lower right")
+    figure.legend(loc="outside upper right")
     return figure
 
 

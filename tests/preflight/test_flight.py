@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from deeplearn import sharding
 from deeplearn.config import ConfigError, overlay
@@ -106,6 +108,13 @@ def test_the_page_holds_the_numbers_and_the_sources(flight, tmp_path):
     text = preflight_report.publish(tmp_path, flight, TABLE.grid, "the command").read_text()
     assert preflight_report.headline(flight).split(".")[0] in text and "the command" in text
     assert text.count("data:image/png;base64") == 2 and all(s.url in text for s in TABLE.chip("h100").sources.values())
+
+
+def test_notes_are_printed_as_they_are(flight):
+    console = Console(width=200, record=True, file=io.StringIO())
+    preflight_report.show(console, flight._replace(notes=("pip install 'deeplearn[preflight]'",)))
+    text = console.export_text()
+    assert "note: pip install 'deeplearn[preflight]'" in text and preflight_report.headline(flight) in text
 
 
 @pytest.mark.parametrize(
