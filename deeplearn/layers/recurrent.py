@@ -38,18 +38,49 @@ class LSTM(nn.Module):
         z_TxG = z_TxG + jnp.broadcast_to(bias_G, z_TxG.shape)
         z_LxBxG = z_TxG.reshape(batch, length, gates).swapaxes(0, 1)
 
-        def step(carry: Carry, z_BxG: Array) -> tuple[Carry, Array]:
-            c_BxH, h_BxH = carry
-            z_BxG = (z_BxG + jnp.dot(h_BxH, recurrent_HxG)).astype(jnp.float32)
-            i, f, g, o = jnp.split(z_BxG, 4, axis=-1)
-            c_BxH = nn.sigmoid(f) * c_BxH + nn.sigmoid(i) * jnp.tanh(g)
-            h_BxH = (nn.sigmoid(o) * jnp.tanh(c_BxH)).astype(h_BxH.dtype)
-            return (c_BxH, h_BxH), h_BxH
-
         if carry is None:
             carry = jnp.zeros((batch, self.width), jnp.float32), jnp.zeros((batch, self.width), z_TxG.dtype)
-        carry, h_LxBxH = jax.lax.scan(step, carry, z_LxBxG)
+        h_LxBxH, carry = _recur(z_LxBxG, recurrent_HxG, carry)
         return h_LxBxH.swapaxes(0, 1), carry
+
+
+def _scan(z_LxBxG: Array, recurrent_HxG: Array, carry: Carry) -> tuple[Array, Carry]:
+    def step(carry: Carry, z_BxG: Array) -> tuple[Carry, Array]:
+        c_BxH, h_BxH = carry
+        z_BxG = (z_BxG + jnp.dot(h_BxH, recurrent_HxG)).astype(jnp.float32)
+        i, f, g, o = jnp.split(z_BxG, 4, axis=-1)
+        c_BxH = nn.sigmoid(f) * c_BxH + nn.sigmoid(i) * jnp.tanh(g)
+        h_BxH = (nn.sigmoid(o) * jnp.tanh(c_BxH)).astype(h_BxH.dtype)
+        return (c_BxH, h_BxH), h_BxH
+
+    carry, h_LxBxH = jax.lax.scan(step, carry, z_LxBxG)
+    return h_LxBxH, carry
+
+
+@jax.custom_vjp
+def _recur(z_LxBxG: Array, recurrent_HxG: Array, carry: Carry) -> tuple[Array, Carry]:
+    """h_LxBxH and the last carry, from the projected inputs.
+
+    The gradient of the recurrent kernel is one product over all steps after the backward scan: the gradient of z is all
+    that it needs. Left to the scan, it would be added up, and under data parallelism sent, in every step.
+    """
+    return _scan(z_LxBxG, recurrent_HxG, carry)
+
+
+def _recur_forward(z_LxBxG: Array, recurrent_HxG: Array, carry: Carry):
+    (h_LxBxH, last), backward = jax.vjp(lambda z, carry: _scan(z, recurrent_HxG, carry), z_LxBxG, carry)
+    before_LxBxH = jnp.concatenate([carry[1][None], h_LxBxH[:-1]])
+    return (h_LxBxH, last), (backward, before_LxBxH)
+
+
+def _recur_backward(residuals, g):
+    backward, before_LxBxH = residuals
+    z_gradient, carry_gradient = backward(g)
+    kernel_gradient_HxG = jnp.einsum("lbh,lbg->hg", before_LxBxH, z_gradient)
+    return z_gradient, kernel_gradient_HxG, carry_gradient
+
+
+_recur.defvjp(_recur_forward, _recur_backward)
 
 
 def _forget_bias(key: Array, shape: tuple[int], dtype: jnp.dtype = jnp.float32) -> Array:
