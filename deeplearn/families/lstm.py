@@ -14,6 +14,7 @@ from deeplearn.families import next_token
 from deeplearn.families.family import Batch, Objective, Variables
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
+from deeplearn.layers.losses import cross_entropy
 from deeplearn.layers.recurrent import LSTM, Carry
 
 UNIT = "nats/token"
@@ -73,13 +74,19 @@ def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
     return LanguageModel(config).apply(variables, tokens_BxL)[0]
 
 
+def _total(
+    config: Config, variables: Variables, inputs_BxL: Array, targets_BxL: Array
+) -> tuple[Array, float, dict[str, Array]]:
+    return jnp.sum(cross_entropy(apply(config, variables, inputs_BxL), targets_BxL)), 0.0, {}
+
+
 def objectives(config: Config) -> tuple[Objective, ...]:
-    return next_token.objectives(lambda *inputs: (apply(*inputs), 0.0, {}), config)
+    return next_token.objectives(_total, config)
 
 
 def evaluate(config: Config, variables: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:
     del key
-    return next_token.evaluate(apply, config, variables, batch)
+    return next_token.evaluate(_total, config, variables, batch)
 
 
 def sample(

@@ -7,12 +7,10 @@ import jax
 from jax import Array, numpy as jnp
 
 from deeplearn.families.family import Aux, Batch, Objective, Variables
-from deeplearn.layers.losses import cross_entropy
 from deeplearn.layers.ring import ordered
 
-Apply = Callable[[Any, Variables, Array], Array]  # (config, variables, tokens_BxL) -> logits_BxLxV
-# The same in training -> logits_BxLxV, what is added to the loss, and metrics.
-Forward = Callable[[Any, Variables, Array], tuple[Array, Array | float, dict[str, Array]]]
+# (config, variables, inputs_BxL, targets_BxL) -> summed cross-entropy in nats, what training adds to its mean, metrics
+Total = Callable[[Any, Variables, Array, Array], tuple[Array, Array | float, dict[str, Array]]]
 
 
 def example(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -28,20 +26,19 @@ def _inputs_and_targets(batch: Batch) -> tuple[Array, Array]:
     return ordered(batch["tokens"][:, :-1]), ordered(batch["tokens"][:, 1:])
 
 
-def objectives(forward: Forward, config: Any) -> tuple[Objective, ...]:
+def objectives(total: Total, config: Any) -> tuple[Objective, ...]:
     """Mean next-token cross-entropy in nats, and what the model adds to it."""
 
     def loss(variables: Variables, batch: Batch, key: Array, train: bool) -> tuple[Array, Aux]:
         del key, train
         inputs_BxL, targets_BxL = _inputs_and_targets(batch)
-        logits_BxLxV, added, metrics = forward(config, variables, inputs_BxL)
-        return jnp.mean(cross_entropy(logits_BxLxV, targets_BxL)) + added, Aux(metrics, {})
+        summed, added, metrics = total(config, variables, inputs_BxL, targets_BxL)
+        return summed / targets_BxL.size + added, Aux(metrics, {})
 
     return (Objective("next_token", (), loss),)
 
 
-def evaluate(apply: Apply, config: Any, variables: Variables, batch: Batch) -> tuple[Array, Array]:
+def evaluate(total: Total, config: Any, variables: Variables, batch: Batch) -> tuple[Array, Array]:
     """Summed cross-entropy in nats and the number of tokens."""
     inputs_BxL, targets_BxL = _inputs_and_targets(batch)
-    losses_BxL = cross_entropy(apply(config, variables, inputs_BxL), targets_BxL)
-    return jnp.sum(losses_BxL), jnp.float32(losses_BxL.size)
+    return total(config, variables, inputs_BxL, targets_BxL)[0], jnp.float32(targets_BxL.size)

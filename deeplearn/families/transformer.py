@@ -16,6 +16,7 @@ from deeplearn.layers import mlp, moe
 from deeplearn.layers.attention import Attention
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
+from deeplearn.layers.losses import chunked_cross_entropy, cross_entropy
 from deeplearn.layers.norm import RMSNorm
 
 UNIT = "nats/token"
@@ -29,7 +30,8 @@ class Config:
 
     experts: number of expert MLPs in each layer, of which a token passes through top_k; 0 is one plain MLP. dispatch,
     capacity_factor: see `layers/moe.py`. balance_loss, router_z_loss: weights of the losses that keep the router even
-    and its logits small (ST-MoE, Zoph et al. 2022, arXiv 2202.08906).
+    and its logits small (ST-MoE, Zoph et al. 2022, arXiv 2202.08906). loss_chunk: positions of each sequence whose
+    logits exist at a time; 0 is all.
     """
 
     vocab: int = 256
@@ -49,6 +51,7 @@ class Config:
     qk_norm: bool = False
     tied: bool = False
     rope_base: float = 10_000.0
+    loss_chunk: int = 0
     scan_layers: bool = False
     remat: bool = False
 
@@ -99,12 +102,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens_BxL -> logits_BxLxV and the layers' routing [depth]; logits at t see tokens up to and including t."""
+    """tokens_BxL -> logits_BxLxV and the layers' routing [depth]; logits at t see tokens up to and including t.
+
+    head: False gives x_BxLxD, what the head reads, in place of the logits.
+    """
 
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BxL: Array) -> tuple[Array, moe.Routing | None]:
+    def __call__(self, tokens_BxL: Array, head: bool = True) -> tuple[Array, moe.Routing | None]:
         c = self.config
         embed = Embed(c.vocab, c.width, name="embed")
         x_BxLxD = embed(tokens_BxL)
@@ -125,6 +131,8 @@ class Transformer(nn.Module):
                 layers.append(layer)
             routing = jax.tree.map(lambda *x: jnp.stack(x), *layers)
         x_BxLxD = RMSNorm(name="final_norm")(x_BxLxD)
+        if not head:
+            return x_BxLxD, routing
         logits = embed.attend(x_BxLxD) if c.tied else Dense(c.vocab, ("embed", "vocab"), name="head")(x_BxLxD)
         return logits, routing
 
@@ -150,22 +158,30 @@ def active_parameters(config: Config) -> int:
     return moe.active_parameters(variables["params"], config.top_k)
 
 
-def _forward(config: Config, variables: Variables, tokens_BxL: Array) -> tuple[Array, Array | float, dict[str, Array]]:
-    logits_BxLxV, routing = Transformer(config).apply(variables, tokens_BxL)
+def _total(
+    config: Config, variables: Variables, inputs_BxL: Array, targets_BxL: Array
+) -> tuple[Array, Array | float, dict[str, Array]]:
+    x, routing = Transformer(config).apply(variables, inputs_BxL, head=config.loss_chunk == 0)
+    if config.loss_chunk == 0:
+        total = jnp.sum(cross_entropy(x, targets_BxL))
+    else:
+        params = variables["params"]
+        kernel_DxV = params["embed"]["embedding"].T if config.tied else params["head"]["kernel"]
+        total = chunked_cross_entropy(x, kernel_DxV, targets_BxL, config.loss_chunk)
     if routing is None:
-        return logits_BxLxV, 0.0, {}
+        return total, 0.0, {}
     mean = jax.tree.map(jnp.mean, routing)
     added = config.balance_loss * mean.balance + config.router_z_loss * mean.z
-    return logits_BxLxV, added, {f"router/{name}": value for name, value in mean._asdict().items()}
+    return total, added, {f"router/{name}": value for name, value in mean._asdict().items()}
 
 
 def objectives(config: Config) -> tuple[Objective, ...]:
-    return next_token.objectives(_forward, config)
+    return next_token.objectives(_total, config)
 
 
 def evaluate(config: Config, variables: Variables, batch: Batch, key: Array) -> tuple[Array, Array]:
     del key
-    return next_token.evaluate(apply, config, variables, batch)
+    return next_token.evaluate(_total, config, variables, batch)
 
 
 def sample(

@@ -91,6 +91,20 @@ def test_every_option_trains(change):
     assert all(np.isfinite(g).all() and g.any() for g in jax.tree.leaves(found))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_in_chunks_is_the_loss(tied):
+    plain = dataclasses.replace(SMALL, tied=tied)
+    setup = make_setup(transformer, plain)
+
+    def loss_and_gradient(config):
+        (objective,) = transformer.objectives(config)
+        run = jax.jit(jax.value_and_grad(lambda v, b, k: objective.loss(v, b, k, True)[0]))
+        return jax.device_get(run(*setup[2:]))
+
+    whole, chunks = loss_and_gradient(plain), loss_and_gradient(dataclasses.replace(plain, loss_chunk=4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6), whole, chunks)
+
+
 def test_scanned_layers_compute_what_unrolled_ones_do(small):
     config = dataclasses.replace(SMALL, scan_layers=True, remat=True)
     params = small.variables["params"]
