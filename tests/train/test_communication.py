@@ -1,6 +1,6 @@
 """What the compiled step sends between devices: what theory asks, and nothing else; and a table of it for every family.
 
-The table (collectives.json) is of XLA's CPU backend in the release of jax that it names.
+The table (communication.json) is of XLA's CPU backend in the release of jax that it names.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from deeplearn.families import counting
 from deeplearn.preflight.collectives import by_kind_and_axes, collectives
 from deeplearn.train import loop
 
-GOLDEN = Path(__file__).parent / "collectives.json"
+GOLDEN = Path(__file__).parent / "communication.json"
 MESHES = ("data:8", "fsdp:8", "data:2,fsdp:2,tensor:2", "data:2,context:4")
 MESSAGE = (
     "a step of {} sends something else than before. If that is meant (another model, rule or release of jax), write "
