@@ -134,7 +134,7 @@ def measure(console: Console, simulations: int = 200) -> dict[str, Any]:
             rest = rest if kind == "band" else ("", "", "")
             grid.add_row("{} x {}".format(*row["grid"]), f"{row['noise']:.1%}", kind, *figures, *rest)
     console.print(grid)
-    return {"chinchilla": real, "synthetic": right}
+    return {"coverage": {"chinchilla": real, "synthetic": right}}
 
 
 def main(argv: list[str]) -> int:
