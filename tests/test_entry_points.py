@@ -93,6 +93,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(command, tmp_path, part):
     (tmp_path / "file").touch()

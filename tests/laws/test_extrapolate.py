@@ -28,6 +28,7 @@ def continued() -> laws.Extrapolation:
     return laws.extrapolate(X, broken(X))
 
 
+@pytest.mark.slow
 def test_a_clean_power_law_is_continued():
     found = laws.extrapolate(X, power_law(X))
     assert not found.abstained and "forms are averaged" in found.reason

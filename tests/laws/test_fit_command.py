@@ -65,6 +65,7 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(tmp_path):
         assert np.char.count(done.stdout, "Traceback") == 0
 
 
+@pytest.mark.slow
 def test_another_table_to_compare_with(tmp_path):
     paths = []
     for name, saving in (("ours", 1.0), ("theirs", 2.0)):
@@ -79,6 +80,7 @@ def test_another_table_to_compare_with(tmp_path):
     assert "theirs" in done.stdout and "is better than" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_parameter_that_the_law_does_not_have_is_named():
     done = run(str(DATA / "chinchilla.csv"), "--pin=gamma=1")
     assert done.returncode == 2

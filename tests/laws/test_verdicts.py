@@ -70,6 +70,7 @@ def test_a_loss_that_does_not_depend_on_tokens():
     json.dumps(fit.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_law_that_bends_widens_its_bands():
     table = grid(8, 8, noise=0.0)
     rng = np.random.default_rng(0)

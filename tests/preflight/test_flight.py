@@ -80,6 +80,7 @@ def test_the_estimate_follows_the_batch_and_recomputation():
     assert two > 1.5 * one and again < 0.6 * two and one < pieces < 1.3 * one
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_the_nearest_change_that_does(flight):
     room = 0.8 * flight.compiled.memory.total
     tight = preflight(flight.run, machine(hbm=room), TABLE.grid, 1e6)

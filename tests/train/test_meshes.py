@@ -25,7 +25,7 @@ def moved(run, state):
 
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize(
-    "meshes", [("data:8", "data:2,fsdp:4"), pytest.param(("data:2,fsdp:2,tensor:2",), marks=pytest.mark.slow)]
+    "meshes", [("data:2,fsdp:4",), pytest.param(("data:8", "data:2,fsdp:2,tensor:2"), marks=pytest.mark.slow)]
 )
 def test_one_device_equals_many(family, meshes):
     # A small rate: Adam's first steps are signs, which turn float32's last bit into whole steps, and a large rate
