@@ -28,13 +28,13 @@ class Parameters(NamedTuple):
 def parameters(family: ModuleType, config: Any) -> Parameters:
     """Count the collection "params". Lookup tables, the leaves called "embedding", are the embeddings.
 
-    `active` is the total unless the family defines `active_parameters(config) -> int`.
+    `active` is the total unless the family defines `active_parameters(config, boxed_params) -> int`.
     """
-    variables, _, _ = _abstract(family, config, 1)
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    boxed, _, _ = _abstract(family, config, 1)
+    leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(boxed["params"]))
     total = sum(leaf.size for _, leaf in leaves)
     embeddings = sum(leaf.size for path, leaf in leaves if path[-1].key == "embedding")
-    active = family.active_parameters(config) if hasattr(family, "active_parameters") else total
+    active = family.active_parameters(config, boxed["params"]) if hasattr(family, "active_parameters") else total
     return Parameters(total, total - embeddings, active)
 
 
@@ -48,7 +48,8 @@ def flops_per_example(family: ModuleType, config: Any) -> float:
 
     Raises NotImplementedError for a loop whose number of steps is not known, and for kernels that cannot be read.
     """
-    variables, batch, key = _abstract(family, config, _BATCH)
+    boxed, batch, key = _abstract(family, config, _BATCH)
+    variables = nn.meta.unbox(boxed)
     return sum(_objective_flops(o, variables, batch, key) for o in family.objectives(config)) / _BATCH
 
 
@@ -68,12 +69,12 @@ def jaxpr_flops(jaxpr: Jaxpr) -> float:
 
 
 def _abstract(family: ModuleType, config: Any, batch_size: int) -> tuple[Variables, Batch, jax.ShapeDtypeStruct]:
-    """The shapes of the family's variables, unboxed, of a batch and of a key."""
+    """The shapes of the family's variables, boxed with logical axes, of a batch and of a key."""
     example = family.example(config)
     batch = {name: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype) for name, x in example.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key, batch: family.init(config, key, batch), key, batch)
-    return nn.meta.unbox(variables), batch, key
+    return variables, batch, key
 
 
 def _objective_flops(objective: Objective, variables: Variables, batch: Batch, key: jax.ShapeDtypeStruct) -> float:

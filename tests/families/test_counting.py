@@ -38,6 +38,14 @@ def test_transformer(change):
     assert flops_per_example(transformer, config) == 32 * (6 * matrices + 3 * 12 * 32 * d)
 
 
+def test_a_token_passes_through_its_own_experts_alone():
+    config = transformer.Config(seq_len=32, width=32, depth=3, experts=4, top_k=2, mlp_width=40)
+    plain = parameters(transformer, dataclasses.replace(config, experts=0))
+    routers, one_mlp = 3 * 32 * 4, 3 * 2 * 32 * 40
+    assert parameters(transformer, config).total == plain.total + routers + 3 * one_mlp
+    assert parameters(transformer, config).active == plain.total + routers + one_mlp
+
+
 def test_cnn():
     """A 3x3 convolution to n x n positions takes 9 n^2 products per pair of channels.
 
