@@ -255,6 +255,10 @@ def _advance(form: Form, linear: bool, task: _Task, runs: _Runs, state: _State) 
     return jax.tree.map(lambda a, b: jnp.where(state.stage >= last, a, b), state, result)
 
 
+def _runs(runs_QxN: Array) -> _Runs:
+    return _Runs(runs_QxN[0], runs_QxN[1], tuple(runs_QxN[2:]))
+
+
 def _unpacked(state_F: Array, size: int) -> _State:
     """A state of P = size parameters from its numbers, as they travel: one array costs far less to pass than ten."""
     shapes = _State((size,), (size,), _Quadratic((), (size,), (size, size), (size, size)), (), ())
@@ -266,8 +270,7 @@ def _unpacked(state_F: Array, size: int) -> _State:
 @functools.partial(jax.jit, static_argnames=("form", "linear"))
 def _steps(form: Form, linear: bool, task: _Task, runs_CxQxN: Array, states_CxF: Array) -> Array:
     def steps(runs_QxN, state_F):
-        runs = _Runs(runs_QxN[0], runs_QxN[1], tuple(runs_QxN[2:]))
-        advance = lambda _, state: _advance(form, linear, task, runs, state)  # noqa: E731
+        advance = lambda _, state: _advance(form, linear, task, _runs(runs_QxN), state)  # noqa: E731
         state = jax.lax.fori_loop(0, STEPS, advance, _unpacked(state_F, len(task.low_P)))
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(state)])
 
@@ -277,8 +280,7 @@ def _steps(form: Form, linear: bool, task: _Task, runs_CxQxN: Array, states_CxF:
 @functools.partial(jax.jit, static_argnames=("form", "linear"))
 def _values(form: Form, linear: bool, task: _Task, runs_CxQxN: Array, p_CxGxP: Array) -> Array:
     def value(runs_QxN, p_P):
-        runs = _Runs(runs_QxN[0], runs_QxN[1], tuple(runs_QxN[2:]))
-        return _quadratic(form, linear, p_P, runs, task, task.deltas_S[-1]).value
+        return _quadratic(form, linear, p_P, _runs(runs_QxN), task, task.deltas_S[-1]).value
 
     return jax.vmap(jax.vmap(value, (None, 0)))(runs_CxQxN, p_CxGxP)
 
