@@ -1,11 +1,9 @@
-"""What a compiled program sends between devices, read from its text."""
+"""What a compiled program sends between devices, by kind and shape."""
 
 import collections
-import re
 
-COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
-COLLECTIVE = re.compile(r" = (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-\w+?)(?:-start)?\(")
-SHAPE = re.compile(r"\w+\[[\d,]*\]")
+from deeplearn.preflight import hlo
+from deeplearn.preflight.collectives import KINDS
 
 
 def collectives(text: str) -> collections.Counter:
@@ -13,24 +11,12 @@ def collectives(text: str) -> collections.Counter:
 
     A collective of several arrays counts once for each.
     """
-    bodies, entry, lines = {}, None, []
-    for line in text.splitlines():
-        if match := COMPUTATION.match(line):
-            lines = bodies[match[2]] = []
-            entry = match[2] if match[1] else entry
-        lines.append(line)
-
-    def count(name: str) -> collections.Counter:
-        found = collections.Counter()
-        for line in bodies[name]:
-            if match := COLLECTIVE.search(line):
-                found.update((match[2], shape) for shape in SHAPE.findall(match[1]))
-            if " while(" in line:
-                times = int(re.search(r'"known_trip_count":\{"n":"(\d+)"', line)[1])
-                for key, number in count(re.search(r"body=%?([\w.-]+)", line)[1]).items():
-                    found[key] += times * number
-            elif " call(" in line:
-                found.update(count(re.search(r"to_apply=%?([\w.-]+)", line)[1]))
-        return found
-
-    return count(entry)
+    program = hlo.parse(text)
+    found = collections.Counter()
+    for name, computation in program.computations.items():
+        for instruction in computation.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS and program.runs[name]:
+                for array in instruction.arrays:
+                    found[kind, f"{array.dtype}[{','.join(map(str, array.shape))}]"] += program.runs[name]
+    return found

@@ -1,7 +1,6 @@
 """The mixture of experts against its definition, written as a loop over tokens."""
 
 import functools
-import re
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from deeplearn.families.counting import jaxpr_flops
 from deeplearn.layers import mlp, moe
 from deeplearn.layers.moe import MoE, Routing, active_parameters, route
+from deeplearn.preflight.collectives import collectives
 
 B, L, D, F, E = 8, 24, 16, 32, 4
 ROOMY = E / 2  # the capacity factor at which every expert has a slot for every token, with top_k = 2
@@ -302,17 +302,10 @@ def on_eight_devices(layer):
         return program.as_text(), jax.device_get(program(*inputs))
 
 
-def collectives(text):
-    """(kind, floats) of each collective operation of a compiled program."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(
-            r"= (.*?) (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(-start)?\(", line
-        )
-        if match:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            found.append((match[2], sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)))
-    return found
+def sent(layer):
+    """(kind, floats) of each collective operation on the 4 x 2 mesh."""
+    found = collectives(on_eight_devices(layer)[0], {"data": 4, "expert": 2})
+    return [(c.kind, c.bytes // 4) for c in found for _ in range(c.count)]
 
 
 TIGHT = MoE(F, E, 2, capacity_factor=0.75)
@@ -332,7 +325,7 @@ def test_spread_experts_exchange_tokens_and_nothing_else():
 
     All else is reduced: the gradients of the experts here (2 of 4, both kernels), the router's, sums for the losses.
     """
-    found = collectives(on_eight_devices(TIGHT)[0])
+    found = sent(TIGHT)
     assert [n for kind, n in found if kind == "all-to-all"] == [B // 8 * E * 9 * D] * 4
     assert {kind for kind, _ in found} == {"all-to-all", "all-reduce"}
     reduced = sum(n for kind, n in found if kind == "all-reduce")
@@ -342,7 +335,7 @@ def test_spread_experts_exchange_tokens_and_nothing_else():
 
 def test_without_capacity_spread_experts_come_to_the_tokens():
     """The kernels are gathered, and no token leaves its device."""
-    found = collectives(on_eight_devices(UNLIMITED)[0])
+    found = sent(UNLIMITED)
     assert {kind for kind, _ in found} == {"all-gather", "all-reduce"}
     assert [n for kind, n in found if kind == "all-gather"] == [E * D * F] * 2
 
