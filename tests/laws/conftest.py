@@ -1,7 +1,19 @@
+from collections.abc import Iterator
+
+import jax
 import pytest
 from synthetic import DATA, drop_highest, grid
 
 from deeplearn import laws
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised() -> Iterator[None]:
+    """Fits run longer than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
