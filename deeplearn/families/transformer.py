@@ -168,9 +168,9 @@ def _total(
         total = chunked_cross_entropy(x, kernel_DxV, targets_BxL, config.loss_chunk)
     if routing is None:
         return total, 0.0, {}
-    mean = jax.tree.map(jnp.mean, routing)
-    added = config.balance_loss * mean.balance + config.router_z_loss * mean.z
-    return total, added, {f"router/{name}": value for name, value in mean._asdict().items()}
+    metrics = {name: jnp.mean(getattr(routing, name)) for name in ("balance", "z", "dropped")}
+    added = config.balance_loss * metrics["balance"] + config.router_z_loss * metrics["z"]
+    return total, added, {f"router/{name}": value for name, value in metrics.items()}
 
 
 def objectives(config: Config) -> tuple[Objective, ...]:

@@ -33,15 +33,23 @@ Product = Callable[[Array, Array], Array]  # rows of slots [., ., D] times the k
 
 
 class Routing(NamedTuple):
-    """Float32 scalars of one layer. balance and z are losses, to be weighted (1e-2 and 1e-3 in the papers) and added.
+    """Float32 means over the tokens of one layer, so that those of parts of a batch have a mean too.
 
-    balance: 1 where tokens are spread evenly over the experts, E where one gets them all. z: mean squared logsumexp
-    of the router's logits. dropped: the share of choices over capacity.
+    share_E: of all choices, those of each expert. probability_E: of each expert. z: the squared logsumexp of the
+    router's logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5). dropped: the share of choices over capacity.
+    z and balance are losses, to be weighted (1e-3 and 1e-2 in the papers) and added.
     """
 
-    balance: Array
+    share_E: Array
+    probability_E: Array
     z: Array
     dropped: Array
+
+    @property
+    def balance(self) -> Array:
+        """1 where tokens are spread evenly over the experts, E where one gets them all, of all choices before any is
+        dropped (Switch, Fedus et al. 2021, arXiv 2101.03961, eq. 4)."""
+        return self.share_E.shape[-1] * (self.share_E * self.probability_E).sum(axis=-1)
 
 
 class MoE(nn.Module):
@@ -68,17 +76,17 @@ class MoE(nn.Module):
         logits_BxLxE = jnp.dot(
             x_BxLxD.astype(jnp.float32), router_DxE.astype(jnp.float32), precision=lax.Precision.HIGHEST
         )
-        gates_BxLxK, expert_BxLxK, balance = route(logits_BxLxE, self.top_k)
-        z = jnp.mean(jax.nn.logsumexp(logits_BxLxE, axis=-1) ** 2)  # ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5
+        gates_BxLxK, expert_BxLxK, share_E, probability_E = route(logits_BxLxE, self.top_k)
+        z = jnp.mean(jax.nn.logsumexp(logits_BxLxE, axis=-1) ** 2)
         x_BxLxD, *values = promote_dtype(x_BxLxD, *kernels.values())
         inputs = x_BxLxD, gates_BxLxK.astype(x_BxLxD.dtype), expert_BxLxK, dict(zip(kernels, values, strict=True))
         if self.dispatch == "dropless":
             dropless = functools.partial(_dropless, kind=self.kind)
             # The one example that parameters are made with divides among no devices.
             y_BxLxD = (dropless if self.is_initializing() else _on_each_device(dropless))(*inputs)
-            return y_BxLxD, Routing(balance, z, jnp.zeros_like(z))
+            return y_BxLxD, Routing(share_E, probability_E, z, jnp.zeros_like(z))
         y_BxLxD, dropped = _within_capacity(*inputs, self.kind, self.capacity_factor)
-        return y_BxLxD, Routing(balance, z, dropped)
+        return y_BxLxD, Routing(share_E, probability_E, z, dropped)
 
     def _kernel(self, name: str, inputs: int, features: int, axes: tuple[str, str], scale: float = 1.0) -> Array:
         # The initialiser takes every axis but the last for inputs; those of one expert alone are what it sums over.
@@ -86,13 +94,13 @@ class MoE(nn.Module):
         return self.param(name, init, (self.experts, inputs, features))
 
 
-def route(logits_BxLxE: Array, top_k: int) -> tuple[Array, Array, Array]:
-    """Gates_BxLxK, experts_BxLxK (most probable first) and the balance loss (Switch, Fedus et al. 2021, arXiv
-    2101.03961, eq. 4; over all choices before any is dropped).
+def route(logits_BxLxE: Array, top_k: int) -> tuple[Array, Array, Array, Array]:
+    """Gates_BxLxK, experts_BxLxK (most probable first), and share_E and probability_E of `Routing`.
 
     The gates are the softmax's probabilities, divided by their sum over the chosen experts: the softmax over the chosen
     logits alone of Shazeer et al. 2017 (arXiv 1701.06538, without its noise) and Mixtral (arXiv 2401.04088). With
-    top_k = 1 that would be 1 and teach the router nothing, so the gate is then the probability itself (Switch, eq. 2).
+    top_k = 1 that would be 1 and teach the router nothing, so the gate is then the probability itself (Switch, Fedus
+    et al. 2021, arXiv 2101.03961, eq. 2).
     """
     experts = logits_BxLxE.shape[-1]
     probabilities = jax.nn.softmax(logits_BxLxE, axis=-1)
@@ -106,7 +114,7 @@ def route(logits_BxLxE: Array, top_k: int) -> tuple[Array, Array, Array]:
     if top_k > 1:
         gates_BxLxK /= jnp.sum(gates_BxLxK, axis=-1, keepdims=True)
     share_E, probability_E = jnp.mean(chosen_BxLxKxE, axis=(0, 1, 2)), jnp.mean(probabilities, axis=(0, 1))
-    return gates_BxLxK, jnp.argmax(chosen_BxLxKxE, axis=-1), experts * jnp.sum(share_E * probability_E)
+    return gates_BxLxK, jnp.argmax(chosen_BxLxKxE, axis=-1), share_E, probability_E
 
 
 def active_parameters(params: Any, top_k: int) -> int:

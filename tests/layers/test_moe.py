@@ -218,7 +218,7 @@ def test_the_gates_of_the_chosen_sum_to_one_and_a_lone_one_is_its_probability():
     logits = normal(3, B, L, E)
     probabilities = jax.device_get(jax.jit(jax.nn.softmax)(logits))
     for top_k in (1, 2, 3):
-        gates, expert, _ = jax.device_get(jax.jit(route, static_argnums=1)(logits, top_k))
+        gates, expert, *_ = jax.device_get(jax.jit(route, static_argnums=1)(logits, top_k))
         np.testing.assert_array_equal(expert, np.argsort(-probabilities, axis=-1)[..., :top_k])
         best = np.take_along_axis(probabilities, expert, axis=-1)
         wanted = best if top_k == 1 else best / best.sum(axis=-1, keepdims=True)
@@ -232,7 +232,7 @@ def test_the_balance_loss_is_one_when_even_and_grows_with_collapse(top_k):
     even = cycle_BxLxE if top_k == 1 else cycle_BxLxE + np.roll(cycle_BxLxE, 1, axis=-1)
     one_place = np.tile(even[:, :1], (1, L, 1))
     for logits, wanted in ((even, 1.0), (one_place, E / top_k)):
-        balance = jax.jit(route, static_argnums=1)(jax.device_put(logits), top_k)[2]
+        balance = jax.jit(lambda x: Routing(*route(x, top_k)[2:], None, None).balance)(jax.device_put(logits))
         np.testing.assert_allclose(jax.device_get(balance), wanted, rtol=1e-5)
 
 
@@ -375,6 +375,13 @@ def test_flops_are_counted_and_little_is_spent_on_padding(length):
     assert experts < flops["dropless"] - router <= 1.13 * experts
 
 
-def test_routing_is_a_tuple_of_scalars():
-    y, routing = jax.eval_shape(lambda p, x: MoE(F, E).apply({"params": p}, x), made_params(MoE(F, E)), tokens())
-    assert y.shape == (B, L, D) and isinstance(routing, Routing) and all(value.shape == () for value in routing)
+def test_routing_of_parts_has_the_mean_that_the_whole_has():
+    """Also for the balance loss, which is no mean over tokens."""
+    layer = MoE(F, E, dispatch="capacity")
+    params, x = made_params(layer), tokens()
+    whole = apply(layer, params, x)[1]
+    parts = [apply(layer, params, jax.device_put(part))[1] for part in np.split(jax.device_get(x), 2)]
+    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *parts)
+    assert [x.shape for x in whole] == [(E,), (E,), (), ()]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mean, whole)
+    assert abs(mean.balance - whole.balance) < 1e-6 < abs(np.mean([part.balance for part in parts]) - whole.balance)
