@@ -18,13 +18,15 @@ from deeplearn.config import ConfigError, nearest
 # data: a copy of the parameters in each place. fsdp: the batch and the parameters are both spread (ZeRO-3, Rajbhandari
 # et al. 2019, arXiv 1910.02054). tensor: heads, MLP columns and the vocabulary are spread, the batch is not (Shoeybi et
 # al. 2019, arXiv 1909.08053). expert: experts are spread, and the batch. context: the sequence is spread, and attention
-# goes round a ring (`layers/ring.py`).
-AXES = ("data", "fsdp", "tensor", "expert", "context")
-BATCH = ("data", "fsdp", "expert")  # the axes that the batch is spread over
+# goes round a ring (`layers/ring.py`). pipeline: layers are spread in stages, which take turns at pieces of the batch
+# (`layers/pipeline.py`); the batch is spread where there are no layers.
+AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
+BATCH = ("data", "fsdp", "expert", "pipeline")  # the axes that the batch is spread over, slowest first
 
 # Logical axis of a parameter -> mesh axis, most wanted first: a logical axis goes to the first mesh axis that is here,
 # divides it and is not taken.
 RULES: tuple[tuple[str, str], ...] = (
+    ("layers", "pipeline"),
     ("experts", "expert"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
@@ -40,7 +42,7 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 
 # Logical axis of an activation -> mesh axis.
-ACTIVATIONS = {"experts": "expert", "vocab": "tensor", "length": "context"}
+ACTIVATIONS = {"experts": "expert", "vocab": "tensor", "length": "context", "stages": "pipeline"}
 
 
 def parse(flag: str) -> dict[str, int]:
@@ -110,7 +112,7 @@ def of_state(abstract: Any, mesh: Mesh) -> Any:
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """The axes of this mesh that the batch is spread over."""
-    return tuple(axis for axis in mesh.shape if axis in BATCH)
+    return tuple(axis for axis in BATCH if axis in mesh.shape)
 
 
 def batch_places(mesh: Mesh) -> int:

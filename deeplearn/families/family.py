@@ -14,6 +14,8 @@ A family is a module of pure functions and one dial. Nothing outside this folder
                                     the law is fitted on sum(total) / sum(weight) over the held-out batches
     sample(config, variables, key, ...)   optional: something a person can look at
     active_parameters(config, boxed_params)   optional: parameters that one token passes through, if not all
+    idle(config, batch)             optional: share of its arithmetic that serves nothing (a pipeline's bubble), for so
+                                    many examples under the rules in force
     SPREADS_SEQUENCE                optional: True if the sequence may be spread over devices (`layers/ring.py`)
 """
 

@@ -19,6 +19,8 @@ from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
 from deeplearn.layers.losses import chunked_cross_entropy, cross_entropy
 from deeplearn.layers.norm import RMSNorm
+from deeplearn.layers.pipeline import bubble, pieces_of, pipeline
+from deeplearn.layers.placement import places
 
 UNIT = "nats/token"
 SPREADS_SEQUENCE = True
@@ -32,7 +34,8 @@ class Config:
     experts: number of expert MLPs in each layer, of which a token passes through top_k; 0 is one plain MLP. dispatch,
     capacity_factor: see `layers/moe.py`. balance_loss, router_z_loss: weights of the losses that keep the router even
     and its logits small (ST-MoE, Zoph et al. 2022, arXiv 2202.08906). loss_chunk: positions of each sequence whose
-    logits exist at a time; 0 is all.
+    logits exist at a time; 0 is all. rounds: how often a piece of the batch goes round the stages of a pipeline, of
+    which each has some layers for each round (`layers/pipeline.py`).
     """
 
     vocab: int = 256
@@ -54,6 +57,7 @@ class Config:
     rope_base: float = 10_000.0
     loss_chunk: int = 0
     scan_layers: bool = False
+    rounds: int = 1
     remat: bool = False
 
     def __post_init__(self):
@@ -67,6 +71,10 @@ class Config:
             raise ConfigError(f"model.top_k {self.top_k} is not between 1 and model.experts {self.experts}")
         if self.dispatch not in moe.DISPATCHES:
             raise ConfigError(f"model.dispatch {self.dispatch!r} is unknown{nearest(self.dispatch, moe.DISPATCHES)}")
+        if self.rounds < 1 or self.depth % self.rounds:
+            raise ConfigError(f"model.depth {self.depth} is not a multiple of model.rounds {self.rounds}")
+        if self.rounds > 1 and not self.scan_layers:
+            raise ConfigError(f"model.rounds {self.rounds} is for a pipeline, which wants model.scan_layers=true")
 
 
 def config(size: int) -> Config:
@@ -102,8 +110,38 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x_BxLxD + y_BxLxD, ("batch", "length", "embed_activation")), routing
 
 
+def _scanned(layer: type[nn.Module], length: int, axis: str) -> type[nn.Module]:
+    """So many layers in order, whose parameters are stacked along a first axis of this name."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=length,
+        metadata_params={nn.PARTITION_NAME: axis},
+    )
+
+
+def _pipelined(config: Config, params: Any, x_BxLxD: Array, stages: int) -> tuple[Array, moe.Routing | None]:
+    """What the stacked layers do, from the same parameters, in stages."""
+    stage = _scanned(Block, config.depth // config.rounds // stages, "layers")(config, parent=None)
+    params_RxN = params if config.rounds > 1 else jax.tree.map(lambda w: w[None], params)
+    policies = jax.checkpoint_policies
+    keep = policies.nothing_saveable if config.remat else policies.everything_saveable
+    return pipeline(lambda params, x: stage.apply({"params": params}, x), params_RxN, x_BxLxD, stages, keep)
+
+
+def _check_stages(config: Config, stages: int) -> None:
+    cut = stages * config.rounds
+    if stages > 1 and not config.scan_layers:
+        raise ConfigError(f"a pipeline of {stages} stages wants model.scan_layers=true")
+    if config.depth % cut:
+        near = max(1, round(config.depth / cut)) * cut
+        of = f"{stages} stages of a pipeline in {config.rounds} rounds"
+        raise ConfigError(f"model.depth {config.depth} does not divide over {of}; {near} would")
+
+
 class Transformer(nn.Module):
-    """tokens_BxL -> logits_BxLxV and the layers' routing [depth]; logits at t see tokens up to and including t.
+    """tokens_BxL -> logits_BxLxV and the layers' routing; logits at t see tokens up to and including t.
 
     head: False gives x_BxLxD, what the head reads, in place of the logits.
     """
@@ -115,22 +153,20 @@ class Transformer(nn.Module):
         c = self.config
         embed = Embed(c.vocab, c.width, name="embed")
         x_BxLxD = embed(tokens_BxL)
+        _check_stages(c, places("stages"))
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
-        if c.scan_layers:
-            stack = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=c.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x_BxLxD, routing = stack(c, name="layers")(x_BxLxD)
-        else:
+        if not c.scan_layers:
             layers = []
             for i in range(c.depth):
                 x_BxLxD, layer = block(c, name=f"layer_{i}")(x_BxLxD)
                 layers.append(layer)
             routing = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+        elif places("stages") == 1 or self.is_initializing():
+            stack = _scanned(block, c.depth // c.rounds, "layers")
+            stack = _scanned(stack, c.rounds, "rounds") if c.rounds > 1 else stack
+            x_BxLxD, routing = stack(c, name="layers")(x_BxLxD)
+        else:
+            x_BxLxD, routing = _pipelined(c, self.variables["params"]["layers"], x_BxLxD, places("stages"))
         x_BxLxD = RMSNorm(name="final_norm")(x_BxLxD)
         if not head:
             return x_BxLxD, routing
@@ -154,6 +190,12 @@ def apply(config: Config, variables: Variables, tokens_BxL: Array) -> Array:
 def active_parameters(config: Config, boxed_params: Any) -> int:
     """Parameters that one token passes through."""
     return moe.active_parameters(boxed_params, config.top_k)
+
+
+def idle(config: Config, batch: int) -> float:
+    """Of the layers, as if there were nothing else."""
+    stages = places("stages")
+    return 0.0 if stages == 1 else bubble(stages, config.rounds, pieces_of(batch // places("batch"), stages))
 
 
 def _total(

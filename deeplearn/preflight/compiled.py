@@ -54,8 +54,9 @@ def compile_step(run: Run, mesh: Mesh) -> Compiled:
     Raises ConfigError if the batch does not divide over the mesh.
     """
     started = time.monotonic()
-    state, batch = states.abstract(run, mesh), _batch(run, mesh)
+    batch = _batch(run, mesh)
     with loop.on_mesh(mesh):
+        state = states.abstract(run, mesh)
         lowered = jax.jit(make_step(run), donate_argnums=0).lower(state, batch)
         lowered_at = time.monotonic()
         try:

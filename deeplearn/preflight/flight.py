@@ -58,7 +58,7 @@ def preflight(run: Run, machine: Machine, grid: Grid, tokens: float, efficiency:
     mesh = _whole(run, machine)
     compiled = compile_step(run, mesh)
     room = int(machine.topology.chip.hbm * machine.topology.chips / len(machine.devices))
-    work, parameters = flops(run), counting.parameters(get_family(run.family), run.model)
+    work, parameters = flops(run, mesh), counting.parameters(get_family(run.family), run.model)
     notes = [f"a bound, not the chip's own program: {machine.bound}"] if machine.bound else []
     notes += [compiled.refused] if compiled.refused else []
     found, moved, line, costs = {}, 0.0, None, None

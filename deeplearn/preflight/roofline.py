@@ -13,11 +13,13 @@ from deeplearn.preflight import topology as topologies
 from deeplearn.preflight.chips import Chip
 from deeplearn.preflight.collectives import Collective
 from deeplearn.preflight.topology import Machine
+from deeplearn.train import loop
 from deeplearn.train.run import Run
 
 
 class Flops(NamedTuple):
-    """Training FLOPs of a step on all chips. model: without what is computed twice. done: with it. how: a sentence."""
+    """Training FLOPs of a step on all chips. model: what it needs. done: with what is computed twice, or for nothing
+    in the bubble of a pipeline. how: a sentence."""
 
     model: float
     done: float
@@ -57,14 +59,17 @@ class Roofline(NamedTuple):
     mfu: float
 
 
-def flops(run: Run) -> Flops:
+def flops(run: Run, mesh: Mesh) -> Flops:
     """FLOPs of one step, counted from the traced computation; 6 N D where it cannot be read."""
     family = families.get(run.family)
+    with loop.on_mesh(mesh):
+        idle = family.idle(run.model, run.batch_size // run.microbatches) if hasattr(family, "idle") else 0.0
     try:
-        done = run.batch_size * counting.flops_per_example(family, run.model)
+        done = run.batch_size * counting.flops_per_example(family, run.model) / (1 - idle)
     except NotImplementedError as error:
         active = counting.parameters(family, run.model).active
-        return Flops(6.0 * active * run.tokens_per_step, 6.0 * active * run.tokens_per_step, f"6 N D, since: {error}")
+        needed = 6.0 * active * run.tokens_per_step
+        return Flops(needed, needed / (1 - idle), f"6 N D, since: {error}")
     plain = overlay(run.model, _no_remat(run.model))
     return Flops(run.batch_size * counting.flops_per_example(family, plain), done, "counted from the traced step")
 

@@ -126,7 +126,8 @@ def check(run: Run, mesh: Mesh) -> None:
     if sharding.sequence_places(mesh) > 1 and not getattr(families.get(run.family), "SPREADS_SEQUENCE", False):
         raise ConfigError(f"mesh {dict(mesh.shape)} spreads the sequence, which family {run.family!r} cannot do")
     if mesh.size > 1:
-        states.abstract(run, mesh)  # which checks that every axis has something to cut
+        with on_mesh(mesh):
+            states.abstract(run, mesh)  # which checks that every axis has something to cut
     check_data(run)
 
 

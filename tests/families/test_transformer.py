@@ -120,6 +120,22 @@ def test_scanned_layers_compute_what_unrolled_ones_do(small):
     np.testing.assert_allclose(*jax.device_get((one, other)), rtol=1e-4, atol=1e-5)
 
 
+def test_rounds_store_the_same_layers_in_order():
+    one, two = (dataclasses.replace(SMALL, depth=4, scan_layers=True, rounds=n) for n in (1, 2))
+    setup = make_setup(transformer, one)
+    params = jax.device_get(setup.variables["params"])
+    grouped = {**params, "layers": jax.tree.map(lambda w: w.reshape(2, 2, *w.shape[1:]), params["layers"])}
+    boxed = jax.eval_shape(lambda k, b: transformer.init(two, k, b), setup.key, setup.batch)["params"]
+    assert jax.tree.map(np.shape, grouped) == jax.tree.map(jnp.shape, sharding.unbox(boxed))
+    assert boxed["layers"]["mlp"]["up"]["kernel"].names == ("rounds", "layers", "embed", "mlp")
+    tokens = jax.device_put(tokens_of(setup)[:, :-1])
+    found = [
+        jax.jit(lambda p, t, c=c: transformer.apply(c, {"params": p}, t))(p, tokens)
+        for c, p in ((one, setup.variables["params"]), (two, jax.device_put(grouped)))
+    ]
+    np.testing.assert_allclose(*jax.device_get(found), rtol=1e-5, atol=1e-6)
+
+
 def test_sampling_keeps_the_prompt_and_goes_past_the_window(small):
     prompt = jax.device_put(tokens_of(small)[:2, :5])
     draw = jax.jit(lambda v, k, p: transformer.sample(SMALL, v, k, p, 20))

@@ -13,7 +13,7 @@ from rich.console import Console
 from deeplearn import sharding
 from deeplearn.config import ConfigError, overlay
 from deeplearn.preflight import chips, fits, topology as topologies
-from deeplearn.preflight.compiled import temporaries_refused
+from deeplearn.preflight.compiled import shard_bytes, temporaries_refused
 from deeplearn.preflight.flight import preflight, to_json
 from deeplearn.preflight.roofline import flops
 from deeplearn.preflight.topology import Topology
@@ -65,8 +65,16 @@ def test_a_flight_says_what_theory_says(flight):
 
 
 def test_recomputation_is_work_but_not_the_models():
-    kept, again = (flops(a_run(**{"model.remat": remat})) for remat in ("false", "true"))
+    mesh = sharding.make_mesh("fsdp:8")
+    kept, again = (flops(a_run(**{"model.remat": remat}), mesh) for remat in ("false", "true"))
     assert again.model == kept.model == kept.done and again.done > 1.15 * kept.done
+
+
+def test_a_bubble_is_work_but_not_the_models():
+    """Two rows a device: 2 pieces a stage, twice round 4 stages."""
+    run = a_run("data:2,pipeline:4", **{"model.depth": 8, "model.rounds": 2})
+    work = flops(run, sharding.make_mesh(run.mesh))
+    assert work.done / work.model == pytest.approx((2 * 4 * 2 + 3) / (2 * 4 * 2))
 
 
 def test_the_estimate_follows_the_batch_and_recomputation():
@@ -78,6 +86,16 @@ def test_the_estimate_follows_the_batch_and_recomputation():
         )
     )  # fmt: skip
     assert two > 1.5 * one and again < 0.6 * two and one < pieces < 1.3 * one
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_pipeline_has_less_state_and_the_same_activations():
+    kept = []
+    for flag in ("data:8", "data:2,pipeline:4"):
+        run, mesh = a_run(flag, **{"model.depth": 8, "model.rounds": 2}), sharding.make_mesh(flag)
+        state = states.abstract(run, mesh)
+        kept.append(fits.estimate(run, mesh) - shard_bytes((state, state.params)))
+    assert kept[1] == pytest.approx(kept[0], rel=0.1)
 
 
 @pytest.mark.slow

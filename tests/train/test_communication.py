@@ -101,6 +101,26 @@ def test_experts_get_their_tokens_by_all_to_all():
 
 
 @pytest.mark.slow
+def test_a_pipeline_sends_pieces_of_the_batch_on_and_its_gradients_once():
+    """In each tick a piece to the next stage, and one along the line that brings pieces and fetches them; both ways.
+
+    Gradients of a stage meet where the batch is spread, all others where stages share it too. No parameter moves.
+    """
+    run = language_model(scan_layers=True, depth=4)
+    found = sent(run, "data:2,pipeline:4")
+    assert {c.kind for c in found} == {"collective-permute", "all-reduce"}
+    pieces = 2 * 4  # a device has 2 rows of the batch: as many pieces, times 4 stages
+    piece = 4 * run.batch_size / 2 / pieces * run.model.seq_len * run.model.width
+    ticks = pieces + 4 - 1
+    assert total(found, "collective-permute", ("pipeline",)) == pytest.approx(2 * (2 * ticks + 1) * piece, rel=0.1)
+    outside = 4 * (2 * run.model.vocab + 1) * run.model.width
+    stage = (parameters_of(run) - outside) / 4
+    assert total(found, "all-reduce", ("data",)) == pytest.approx(stage, rel=0.1)
+    assert total(found, "all-reduce", ("data", "pipeline")) == pytest.approx(outside, rel=0.1)
+    assert sum(c.sent for c in found if c.kind == "all-reduce" and c.axes == ("pipeline",)) < 0.1 * piece
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.names())
 def test_every_family_sends_what_the_table_says(family):
     run = short_run(family)
