@@ -12,6 +12,7 @@ from deeplearn.preflight import hlo
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _FORMS = {f"{kind}{form}" for kind in (*KINDS, "ragged-all-to-all") for form in ("", "-start")}
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x.*_xla_megascale_transfer_type="(\w+)"')
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -49,19 +50,23 @@ def collectives(program: hlo.Program | str, mesh: Mapping[str, int]) -> list[Col
     """
     if isinstance(program, str):
         program = hlo.parse(program)
-    asynchronous = _asynchronous(program)
+    asynchronous, slices = _asynchronous(program), _slices(program)
     found, channels = [], set()
     for name, computation in program.computations.items():
         ends = {i.operands[0]: i for i in computation.values() if i.opcode.endswith("-done")}
         for instruction in computation.values():
-            if instruction.opcode not in _FORMS or not program.runs[name]:
+            crosses = instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes)
+            if not program.runs[name] or not (crosses or instruction.opcode in _FORMS):
                 continue
             # A collective that is fused with the computation beside it is written out in each of its fusions.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if channel and "fus" in name and (channel[1] in channels):
                 continue
             channels |= {channel[1]} if channel else set()
-            one = _collective(instruction, ends.get(instruction.name), name, mesh)
+            if crosses:
+                one = _between_slices(instruction, computation, crosses[2], slices, mesh)
+            else:
+                one = _collective(instruction, ends.get(instruction.name), name, slices, mesh)
             if one.group > 1:
                 is_async = one.asynchronous or name in asynchronous
                 found.append(one._replace(count=program.runs[name], asynchronous=is_async))
@@ -119,8 +124,29 @@ def axes_of_pairs(pairs: list[tuple[int, int]], mesh: Mapping[str, int]) -> tupl
     return tuple(name for name, moved in zip(mesh, (ends[0] != ends[1]).any(axis=1), strict=True) if moved)
 
 
+def _slices(program: hlo.Program) -> int:
+    """How many slices of TPUs a program runs on. It is written for one of them, and sends to the others by the host."""
+    sends = (i for c in program.computations.values() for i in c.values() if i.opcode == "send")
+    targets = (match[1] for i in sends if (match := _BETWEEN_SLICES.search(i.attributes)))
+    return max((len(target.split(",")) for target in targets), default=1)
+
+
+def _between_slices(
+    send: hlo.Instruction, computation: hlo.Computation, name: str, slices: int, mesh: Mapping[str, int]
+) -> Collective:
+    """A collective over the network between slices: each device sends its part to the host, and receives the result."""
+    inside = math.prod(mesh.values()) // slices
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="[^"]*"', send.attributes)[0]
+    ends = [i for i in computation.values() if i.opcode in ("send", "recv") and rendezvous in i.attributes]
+    across = _rows(np.arange(inside * slices).reshape(slices, inside).T)
+    kind = {"ONE_TO_ONE": "collective-permute"}.get(name, name.lower().replace("_", "-"))
+    source = re.search(r'op_name="([^"]*)"', send.attributes)
+    size = max(end.arrays[0].bytes for end in ends)
+    return Collective(kind, axes_of(across, mesh), slices, size, 1, True, source[1] if source else "")
+
+
 def _collective(
-    i: hlo.Instruction, end: hlo.Instruction | None, computation: str, mesh: Mapping[str, int]
+    i: hlo.Instruction, end: hlo.Instruction | None, computation: str, slices: int, mesh: Mapping[str, int]
 ) -> Collective:
     kind = i.opcode.removesuffix("-start").removeprefix("ragged-")
     size = (end or i).bytes
@@ -132,7 +158,9 @@ def _collective(
         axes = axes_of_pairs(pairs, mesh) if pairs else ()
         group = math.prod(mesh[axis] for axis in axes)
         return Collective(kind, axes, group, size, 1, apart, name)
-    found = groups(i.attributes, math.prod(mesh.values()))
+    inside = math.prod(mesh.values()) // slices
+    here = groups(i.attributes, inside)
+    found = tuple(tuple(inside * k + d for d in group) for k in range(slices) for group in here)
     group = max(map(len, found))
     if kind == "reduce-scatter":
         size *= group

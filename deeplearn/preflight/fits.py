@@ -42,16 +42,16 @@ def estimate(run: Run, mesh: Mesh) -> int:
     return int(shard_bytes(state) + gradients + _kept_per_example(run.family, run.model, run.precision, mesh) * local)
 
 
-def changes(run: Run, devices: list[Any], room: int, miss: float) -> list[Change]:
+def changes(run: Run, devices: list[Any], room: int, miss: float, slices: int = 1) -> list[Change]:
     """Changes whose estimate fits, fewest changes first, then the smallest of them.
 
     Args:
-      run: what does not fit. devices: of the machine, all of which its mesh uses.
+      run: what does not fit. devices: of the machine, all of which its mesh uses; slices: how many these are in.
       room: bytes of one device.
       miss: what the compiler's bytes are over the estimate, for the run as it is.
     """
     found = []
-    for overrides in _candidates(run, len(devices)):
+    for overrides in _candidates(run, len(devices), slices):
         try:
             changed = overlay(run, overrides)
             needed = int(miss * estimate(changed, sharding.make_mesh(changed.mesh, devices)))
@@ -62,9 +62,9 @@ def changes(run: Run, devices: list[Any], room: int, miss: float) -> list[Change
     return sorted(found, key=lambda c: (len(c.overrides), c.estimate))
 
 
-def _candidates(run: Run, devices: int) -> Iterator[dict[str, str]]:
+def _candidates(run: Run, devices: int, slices: int) -> Iterator[dict[str, str]]:
     """Every combination of one mesh, one number of microbatches, and recomputation where the model knows it."""
-    meshes = [None, *(f"{axis}:{devices}" for axis in sharding.AXES if f"{axis}:{devices}" != run.mesh)]
+    meshes = [None, *(flag for flag in sharding.single_axis(devices, slices) if flag != run.mesh)]
     more = [run.microbatches * 2**n for n in range(1, 11)]
     pieces = [None, *(str(n) for n in more if run.batch_size % n == 0)]
     fields = {field.name: field.default for field in dataclasses.fields(run.model)}

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from deeplearn import sharding
 from deeplearn.config import ConfigError, to_dict
 from deeplearn.families import counting, get as get_family
-from deeplearn.preflight import fits, hlo, traffic
+from deeplearn.preflight import fits, hlo, topology as topologies, traffic
 from deeplearn.preflight.bill import Bill, bill
 from deeplearn.preflight.chips import Grid
 from deeplearn.preflight.collectives import by_kind_and_axes, collectives
@@ -61,6 +61,12 @@ def preflight(run: Run, machine: Machine, grid: Grid, tokens: float, efficiency:
     work, parameters = flops(run, mesh), counting.parameters(get_family(run.family), run.model)
     notes = [f"a bound, not the chip's own program: {machine.bound}"] if machine.bound else []
     notes += [compiled.refused] if compiled.refused else []
+    notes += [
+        f"axis {axis!r} of size {mesh.shape[axis]} crosses the network between slices: only gradients should, so write "
+        f"an axis of copies ({' or '.join(sharding.REPLICAS)}) first, of as many places as there are slices"
+        for axis in topologies.crossing(machine, mesh)
+        if axis not in sharding.REPLICAS
+    ]
     found, moved, line, costs = {}, 0.0, None, None
     if compiled.text:
         program = hlo.parse(compiled.text)
@@ -124,7 +130,7 @@ def _whole(run: Run, machine: Machine) -> Mesh:
 def _fix(run: Run, machine: Machine, mesh: Mesh, flight: Flight) -> Fix | None:
     """The first changes that the estimate finds, tried by the compiler: the first that it agrees with."""
     miss = max(1.0, flight.compiled.memory.total / fits.estimate(run, mesh))
-    for change in fits.changes(run, machine.devices, flight.room, miss)[:2]:
+    for change in fits.changes(run, machine.devices, flight.room, miss, machine.topology.slices)[:2]:
         tried = compile_step(change.run, sharding.make_mesh(change.run.mesh, machine.devices))
         if not tried.refused and tried.memory.total <= flight.room:
             return Fix(change.overrides, tried.memory.total, True)

@@ -1,6 +1,7 @@
 """What bounds a step: arithmetic, main memory or the links between chips (Williams et al. 2009, CACM 52(4))."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from deeplearn.preflight.topology import Machine
 from deeplearn.train import loop
 from deeplearn.train.run import Run
 
+_RINGS = ("all-reduce", "all-gather", "reduce-scatter")
+
 
 class Flops(NamedTuple):
     """Training FLOPs of a step on all chips. model: what it needs. done: with what is computed twice, or for nothing
@@ -29,9 +32,10 @@ class Flops(NamedTuple):
 class Link(NamedTuple):
     """Collectives over the same mesh axes.
 
-    sent: bytes by one device a step. bandwidth: bytes/s of one device over the links that these axes use; None if the
-    table has no number. seconds: sent over bandwidth. waits: of these, seconds in collectives that the program does
-    not run beside computation; none for an emulated machine, whose compiler does not tell. over: which links.
+    sent: bytes by one device a step. bandwidth: bytes/s of one device over the links that these axes use, a mean over
+    what is sent; None if the table has no number. seconds: sent over bandwidth. waits: of these, seconds in
+    collectives that the program does not run beside computation; none for an emulated machine, whose compiler does not
+    tell. over: which links.
     """
 
     axes: tuple[str, ...]
@@ -109,30 +113,34 @@ def roofline(
 def _link(found: list[Collective], axes: tuple[str, ...], machine: Machine, mesh: Mesh, share: float) -> Link:
     here = [c for c in found if c.axes == axes]
     names = axes or mesh.axis_names  # groups of no axes: as if they ran over all
-    bandwidth, over = bandwidth_of(
-        machine.topology.chip, machine.topology.sizes, topologies.group(machine, mesh, names)
-    )
-    sent = sum(c.sent for c in here)
-    if bandwidth is None:
-        return Link(axes, sent, None, 0.0, 0.0, over)
-    bandwidth *= share
-    waits = 0.0 if machine.bound else sum(c.sent for c in here if not c.asynchronous) / bandwidth
-    return Link(axes, sent, bandwidth, sent / bandwidth, waits, over)
+    members = topologies.group(machine, mesh, names)
+    sent, seconds, waits, over = sum(c.sent for c in here), 0.0, 0.0, ""
+    for c in here:
+        bandwidth, over = bandwidth_of(machine.topology.chip, machine.topology.sizes, members, c.kind)
+        if bandwidth is None:
+            return Link(axes, sent, None, 0.0, 0.0, over)
+        seconds += c.sent / (bandwidth * share)
+        waits += 0.0 if c.asynchronous or machine.bound else c.sent / (bandwidth * share)
+    return Link(axes, sent, sent / seconds, seconds, waits, over)
 
 
-def bandwidth_of(chip: Chip, sizes: tuple[int, ...], places: np.ndarray) -> tuple[float | None, str]:
+def bandwidth_of(
+    chip: Chip, sizes: tuple[int, ...], places: np.ndarray, kind: str = "all-reduce"
+) -> tuple[float | None, str]:
     """Bytes/s that one chip can send to a group of chips, and over which links.
 
     On a torus a group has both directions of each dimension that it spans whole and that closes to a ring, and one
     direction of others (Jouppi et al. 2023, arXiv 2304.01433). Behind a switch it has all links of the chip; across
-    slices or switches, the slow network.
+    slices or switches, the slow network, in which sums and gathers of a group with n members in each slice go round n
+    rings, each of which crosses at another member.
 
     Args:
-      chip: the chip; sizes: of the torus. places: [members, 1 + dimensions] as in `Machine`.
+      chip: the chip; sizes: of the torus. places: [members, 1 + dimensions] as in `Machine`. kind: of the collective.
     """
     spans = [len(set(column)) for column in places.T.tolist()]
     if spans[0] > 1:
-        return chip.network, "the network between slices"
+        rings = len(places) / spans[0] if kind in _RINGS else 1.0
+        return chip.network and min(rings * chip.network, chip.link or math.inf), "the network between slices"
     if not chip.dimensions:
         return chip.link, "the switch"
     if chip.link is None:

@@ -72,15 +72,27 @@ def machine(topology: Topology) -> Machine:
 
 def group(machine: Machine, mesh: Mesh, axes: tuple[str, ...]) -> np.ndarray:
     """[members, 1 + dimensions]: the places of the first device and of those that differ from it along these axes."""
-    order = {id(device): i for i, device in enumerate(machine.devices)}
     at = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
-    return machine.places[[order[id(device)] for device in mesh.devices[at].reshape(-1)]]
+    return _places(machine, mesh)[at].reshape(-1, machine.places.shape[1])
+
+
+def crossing(machine: Machine, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes along which devices lie in different slices, or behind different switches."""
+    slices = _places(machine, mesh)[..., 0]
+    return tuple(name for i, name in enumerate(mesh.axis_names) if np.diff(slices, axis=i).any())
+
+
+def _places(machine: Machine, mesh: Mesh) -> np.ndarray:
+    """[*mesh, 1 + dimensions]: where the devices of a mesh stand."""
+    order = {id(device): i for i, device in enumerate(machine.devices)}
+    return machine.places[[order[id(device)] for device in mesh.devices.flat]].reshape(*mesh.devices.shape, -1)
 
 
 def _tpu(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud's metadata server what hardware this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so several compilers may work side by side
     for name, value in {"TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(name, value)  # of no effect on what is compiled for; without them it complains
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.sizes))}"

@@ -100,6 +100,17 @@ def test_experts_get_their_tokens_by_all_to_all():
     assert sum(c.count * c.bytes for c in crossing) == pytest.approx(4 * run.model.depth * slots, rel=0.1)
 
 
+def test_only_sums_of_gradients_cross_slices():
+    """Two slices of four devices. A group sums a part of the gradients, and the other groups the rest."""
+    run = language_model()
+    found = sent(run, "slice:2,fsdp:2,tensor:2")
+    crossing = [c for c in found if "slice" in c.axes]
+    assert {c.kind for c in crossing} == {"all-reduce"}
+    assert all("tensor" not in c.axes for c in crossing)
+    assert sum(c.count * c.bytes * 8 / c.group for c in crossing) == pytest.approx(parameters_of(run), rel=0.1)
+    assert all(c.axes for c in found)  # what runs along no known axes might cross as well
+
+
 @pytest.mark.slow
 def test_a_pipeline_sends_pieces_of_the_batch_on_and_its_gradients_once():
     """In each tick a piece to the next stage, and one along the line that brings pieces and fetches them; both ways.

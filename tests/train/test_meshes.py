@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from short_runs import after, short_run
 
 from deeplearn import families, sharding
@@ -62,11 +63,33 @@ def test_fsdp_spreads_most_of_the_parameters_and_of_the_optimiser(family):
         ("data:x", "size 'x'"),
         ("data", "size ''"),
         ("data:16", "needs 16 devices and 8 are here"),
+        ("data:2,slice:4", "'data:2,slice:4' must name axis 'slice' first"),
     ],
 )
 def test_a_wrong_mesh_is_named(flag, words):
     with pytest.raises(ConfigError, match=words):
         sharding.make_mesh(flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("data:2,tensor:2", r"{'data': 2, 'tensor': 2} has 4 places and 8 devices .* for example data:4,tensor:2"),
+        ("fsdp:3", r"{'fsdp': 3} has 3 places and 8 devices are here; write for example data:8"),
+    ],
+)
+def test_a_mesh_that_leaves_devices_over_is_named(flag, words):
+    with pytest.raises(ConfigError, match=words):
+        sharding.check_all_used(sharding.make_mesh(flag))
+    for right in ("", "data:1", "data:4,tensor:2"):
+        sharding.check_all_used(sharding.make_mesh(right))
+
+
+def test_a_parameter_that_one_mesh_axis_would_cut_twice_is_named():
+    square = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16, 16), np.float32), ("embed", "embed"))
+    words = r"'fsdp': 8}: layer/kernel \('embed', 'embed'\) of \(16, 16\) has two axes 'embed', and axis 'fsdp' can cut"
+    with pytest.raises(ConfigError, match=words):
+        sharding.check({"layer": {"kernel": square}}, sharding.make_mesh("fsdp:8"))
 
 
 def test_a_batch_that_does_not_divide_is_named(tmp_path):

@@ -16,6 +16,7 @@ MESHES = (
     "fsdp:2,tensor:2,context:2",
     pytest.param("tensor:2", marks=pytest.mark.slow),
     pytest.param("data:2,context:4", marks=pytest.mark.slow),
+    pytest.param("slice:2,fsdp:2,tensor:2", marks=pytest.mark.slow),
 )
 
 
