@@ -173,6 +173,22 @@ def batch_places(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """The places in a batch of `size` of those examples that the devices of this process hold, in order."""
+    parts = of_batch(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
+def one_each(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays [mesh.size, ...] of which every device holds one row."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def sequence_places(mesh: Mesh) -> int:
     """Into how many parts this mesh cuts a sequence."""
     return mesh.shape.get(ACTIVATIONS["length"], 1)

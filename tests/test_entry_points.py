@@ -40,6 +40,7 @@ def test_help_has_an_example_and_every_flag(command, name):
     source = (ROOT / "experiments" / f"{name}.py").read_text()
     own = [line.split('"')[1] for line in source.splitlines() if "= flags.DEFINE_" in line]
     shared = ["config", "set"] if "define_config_flags" in source else []
+    shared += ["distributed", "coordinator", "processes", "process"] if "processes.define_flags" in source else []
     assert len(own) >= 2
     for flag in own + shared:
         assert f"--{flag}:" in out or f"--[no]{flag}:" in out
@@ -62,6 +63,10 @@ BAD = [
     ((*TRAIN, "--set=data.name=shakespere"), "unknown data 'shakespere'; did you mean 'shakespeare'?"),
     ((*TRAIN, "--set=budget=1000000000"), "epochs of 'shakespeare', over max_epochs 1"),
     ((*TRAIN, "--mesh=data:64"), "mesh 'data:64' needs 64 devices and 1 are here"),
+    ((*TRAIN, "--coordinator=here:1"), "--coordinator, --processes and --process go together"),
+    ((*TRAIN, "--coordinator=here:1", "--processes=2", "--process=2"), "--process=2 is none of --processes=2"),
+    ((*TRAIN, "--coordinator=here", "--processes=2", "--process=0"), "--coordinator=here is no HOST:PORT"),
+    ((*TRAIN, "--distributed"), "JAX knows of no cluster here"),
     (("train", "--workdir=new", "--config=trasformer"), "no config file 'trasformer'; did you mean 'transformer'?"),
     (("train", "--workdir=new"), "which configuration? pass --config=NAME"),
     (("train", "--config=transformer"), "where to? pass --workdir=DIR"),

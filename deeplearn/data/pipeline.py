@@ -1,8 +1,8 @@
 """Grain pipelines that are pure: a batch depends on (seed, step, example index) and on nothing else.
 
 All training examples are shuffled anew in every epoch, and the epochs follow each other as one endless sequence of
-examples. Step t takes the examples [t * batch_size, (t + 1) * batch_size) of it, whoever asks and whenever; of n
-processes each takes an equal run of them. The position is one number, so resuming costs nothing.
+examples. Step t takes the examples [t * batch_size, (t + 1) * batch_size) of it, whoever asks and whenever; each of
+several processes reads those of them that it wants. The position is one number, so resuming costs nothing.
 """
 
 import functools
@@ -71,13 +71,9 @@ class Pictures:
 class TrainIterator(grain.DatasetIterator):
     """The training batches of one process, without end. `get_state` is {"step": batches given out}, plain JSON."""
 
-    def __init__(
-        self, examples: Windows | Pictures, batch_size: int, seed: int, process_index: int, process_count: int
-    ):
+    def __init__(self, examples: Windows | Pictures, batch_size: int, seed: int, rows: np.ndarray):
         super().__init__()
-        rows = batch_size // process_count
-        self._examples, self._batch_size, self._seed = examples, batch_size, seed
-        self._rows = process_index * rows + np.arange(rows)
+        self._examples, self._batch_size, self._seed, self._rows = examples, batch_size, seed, rows
         self._step = 0
         self._orders: dict[int, np.ndarray] = {}
 
@@ -118,23 +114,22 @@ class TrainIterator(grain.DatasetIterator):
         return self._orders[epoch]
 
 
-def train_iterator(
-    data: Data, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-) -> TrainIterator:
+def train_iterator(data: Data, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainIterator:
     """The endless training batches of one process: the global batch is the same for any number of processes.
 
     It goes on with a new shuffle after `train_examples` examples; a rule against that is the caller's.
 
     Args:
-      batch_size: examples in the global batch; each process gets batch_size / process_count of them, in order.
+      batch_size: examples in the global batch.
+      rows: which of them this process gets, int [rows]; all if left out.
 
-    Raises ConfigError for wrong data, a batch that the processes cannot share equally, or a seed below 0.
+    Raises ConfigError for wrong data, an empty batch, or a seed below 0.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(f"a batch of {batch_size} examples cannot be shared equally by {process_count} processes")
+    if batch_size < 1:
+        raise ConfigError(f"a batch of {batch_size} examples holds nothing")
     if seed < 0:
         raise ConfigError(f"the seed is {seed}; it must be at least 0")
-    return TrainIterator(_examples(data, "train"), batch_size, seed, process_index, process_count)
+    return TrainIterator(_examples(data, "train"), batch_size, seed, np.arange(batch_size) if rows is None else rows)
 
 
 def eval_batches(data: Data, batch_size: int, examples: int) -> grain.IterDataset:

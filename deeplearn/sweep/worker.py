@@ -62,7 +62,7 @@ def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
 
 def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: threading.Event) -> None:
     """Train one run as a unit of the ledger, record how it ended, and answer that."""
-    from deeplearn import config
+    from deeplearn import config, sharding
     from deeplearn.sweep import ledger
     from deeplearn.train import loop
     from deeplearn.train.run import from_json
@@ -82,6 +82,7 @@ def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: thr
 
     def train(claim: ledger.Claim) -> dict[str, Any]:
         folder = ledger.directory(root, unit)
+        sharding.check_all_used(sharding.make_mesh(run.mesh))
         try:
             result = loop.train(run, folder, observe, claim.check, stopping.is_set, tell)
             return {"status": "done", **result._asdict()}

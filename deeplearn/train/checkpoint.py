@@ -15,6 +15,7 @@ from jax import Array, numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from deeplearn.train.state import State
+from deeplearn.train.together import everywhere
 
 KEEP = 2
 
@@ -72,27 +73,36 @@ class Checkpoints:
         """
         damaged = []
         for step in reversed(self.steps):
-            try:
-                restored = self._load(step, abstract)
-            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                tell(f"checkpoint {step} is damaged, falling back to the one before it: {reason}")
-                damaged.append(step)
-            else:
+            restored, reason = self._sound(step, abstract)
+            if restored is not None:
                 for step in damaged:
                     self._orbax.delete(step)
                 return restored
+            tell(f"checkpoint {step} is damaged, falling back to the one before it: {reason}")
+            damaged.append(step)
         if damaged:
             raise RuntimeError("every checkpoint is damaged; remove the checkpoints folder to start this run anew")
         return None
 
-    def _load(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+    def _sound(self, step: int, abstract: State) -> tuple[tuple[State, dict[str, Any]] | None, str]:
+        """What a checkpoint holds, or None and why it is damaged. All processes come to the same conclusion."""
+        loaded, reason = None, ""
+        try:
+            loaded = self._load(step, abstract)
+        except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if not everywhere(loaded is not None):
+            return None, reason or "another process cannot read it"
+        state, expected, data = loaded
+        if int(jax.device_get(fingerprint(state))) != int(jax.device_get(expected)):
+            return None, "its contents do not match their fingerprint"
+        return (state, data), ""
+
+    def _load(self, step: int, abstract: State) -> tuple[State, Array, dict[str, Any]]:
+        """State, its fingerprint when it was saved, and the data iterator's state."""
         mark = jax.ShapeDtypeStruct((), jnp.uint32, sharding=abstract.step.sharding)
         beside = self._orbax.checkpointables_metadata(step).custom_metadata or {}
         if _sha256(beside.get("data", "")) != beside.get("sha256"):
             raise ValueError("the state of its data iterator does not match its sha256")
         loaded = self._orbax.load_checkpointables(step, {"state": {"state": abstract, "fingerprint": mark}})
-        state, expected = loaded["state"]["state"], loaded["state"]["fingerprint"]
-        if int(jax.device_get(fingerprint(state))) != int(jax.device_get(expected)):
-            raise ValueError("its contents do not match their fingerprint")
-        return state, json.loads(beside["data"])
+        return loaded["state"]["state"], loaded["state"]["fingerprint"], json.loads(beside["data"])

@@ -24,6 +24,7 @@ from deeplearn.train.precision import cast
 from deeplearn.train.run import Run
 from deeplearn.train.state import State
 from deeplearn.train.step import make_steps
+from deeplearn.train.together import Votes
 
 
 class Progress(NamedTuple):
@@ -94,12 +95,20 @@ def program(run: Run) -> Run:
     )
 
 
-def put(run: Run, batch: dict[str, np.ndarray], where: NamedSharding) -> dict[str, Array]:
-    """This process's rows as its part of the global batch; what the family does not read is left out."""
-    names = families.get(run.family).example(run.model)
+def put(run: Run, batch: dict[str, np.ndarray], where: NamedSharding, examples: int | None = None) -> dict[str, Array]:
+    """A batch on the mesh; what the family does not read is left out.
+
+    examples: of the global batch, where `batch` is this process's rows of it; None if every process has all of them.
+    """
+    named = {name: batch[name] for name in families.get(run.family).example(run.model)}
     if jax.process_count() == 1:  # the same, in a sixth of the time
-        return jax.device_put({name: batch[name] for name in names}, where)
-    return {name: jax.make_array_from_process_local_data(where, batch[name]) for name in names}
+        return jax.device_put(named, where)
+    axis = len(where.spec) - 1  # the batch's
+
+    def whole(x: np.ndarray) -> tuple[int, ...]:
+        return x.shape if examples is None else (*x.shape[:axis], examples, *x.shape[axis + 1 :])
+
+    return {name: jax.make_array_from_process_local_data(where, x, whole(x)) for name, x in named.items()}
 
 
 def _dispatch(run: Run, step: int) -> int:
@@ -118,6 +127,8 @@ def _dispatches(run: Run, step: int) -> set[int]:
 
 def check(run: Run, mesh: Mesh) -> None:
     """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch."""
+    if jax.process_count() > 1:
+        sharding.check_all_used(mesh)
     sizes = {"batch_size / microbatches": run.batch_size // run.microbatches, "eval_batch": run.eval_batch}
     places = sharding.batch_places(mesh)
     for name, size in sizes.items():
@@ -177,14 +188,16 @@ def train(
 ) -> Result:
     """Train `run` in `workdir`, going on from its newest sound checkpoint, and evaluate it.
 
+    In a job of several processes each calls this alike, and only process 0 writes the metrics.
+
     observe: called about once a dispatch. may_write: called before anything is written; raises if another process has
-    taken the run over. should_stop: asked once a dispatch; True saves and raises Stopped. tell: gets one-line messages.
-    Raises Diverged, Stopped, ConfigError and what may_write raises.
+    taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises Stopped in all. tell:
+    gets one-line messages. Raises Diverged, Stopped, ConfigError and what may_write raises.
     """
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)
     with on_mesh(mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
-        batches = data.train_iterator(run.data, run.batch_size, run.seed, jax.process_index(), jax.process_count())
+        batches = data.train_iterator(run.data, run.batch_size, run.seed, sharding.rows_here(mesh, run.batch_size))
         restored = checkpoints.restore(states.abstract(run, mesh), tell)
         state, saved = restored or (states.create(run, mesh), {"wall_s": 0.0, "iterator": batches.get_state()})
         batches.set_state(saved["iterator"])
@@ -193,7 +206,8 @@ def train(
         programs = {n: compiled_steps(program(run), mesh, n) for n in _dispatches(run, step)}
         jax.block_until_ready(fingerprint(state))  # compiles it
         may_write()
-        log = Log(workdir, step, tensorboard)
+        log = Log(workdir, step, tensorboard) if jax.process_index() == 0 else None
+        votes = Votes(mesh, questions=2)
         start = saved_at = time.monotonic()
 
         def wall_s() -> float:
@@ -205,28 +219,30 @@ def train(
 
         def write(first_step: int, metrics: dict[str, Array]) -> None:
             metrics_K = jax.device_get(metrics)
-            log.write(first_step, run.tokens_per_step, metrics_K)
+            if log:
+                log.write(first_step, run.tokens_per_step, metrics_K)
             broken = [name for name, values in metrics_K.items() if not np.isfinite(values).all()]
             if broken:
                 raise Diverged(f"{broken[0]} is not a finite number near step {first_step}")
             loss = float(metrics_K[main_objective].mean())
             observe(Progress(step, run.steps, loss, run.tokens_per_step * step / max(wall_s(), 1e-9)))
 
-        with contextlib.closing(log):
+        with contextlib.closing(log) if log else contextlib.nullcontext():
             pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
             while step < run.steps:
                 count = _dispatch(run, step)
-                state, metrics = programs[count](state, put(run, batches.take(count), sharding.of_batch(mesh, 1)))
+                batch = put(run, batches.take(count), sharding.of_batch(mesh, 1), run.batch_size)
+                state, metrics = programs[count](state, batch)
                 if pending:
                     write(*pending)
                 pending = [step + 1, metrics]
                 step += count
-                stop = should_stop()
-                if stop or step == run.steps or time.monotonic() - saved_at > run.checkpoint_seconds:
+                stop, due = votes.any(should_stop(), time.monotonic() - saved_at > run.checkpoint_seconds)
+                if stop or due or step == run.steps:
                     write(*pending)
                     pending = []
                     save(wait=stop)
-                    saved_at = time.monotonic()
+                    saved_at, votes = time.monotonic(), Votes(mesh, questions=2)
                 if stop and step < run.steps:
                     raise Stopped(f"stopped at step {step} of {run.steps}; run it again to go on from there")
         trained_s = wall_s()

