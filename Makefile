@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slow lint bench bench-laws bench-preflight clean
+.PHONY: sweep test test-slow lint bench bench-laws bench-preflight bench-sharding clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -27,6 +27,9 @@ bench-laws: $(VENV)/.installed-bench-laws
 
 bench-preflight: $(VENV)/.installed-bench-preflight
 	$(BIN)/python -m experiments.bench.preflight
+
+bench-sharding: $(VENV)/.installed
+	$(BIN)/python -m experiments.bench.sharding
 
 clean:
 	rm -rf $(VENV) runs
