@@ -23,6 +23,7 @@ from experiments import cli
 
 DEVICES = 8
 DENSE = {"width": 128, "depth": 4, "heads": 8, "kv_heads": 8, "seq_len": 128}
+STACKED = {**DENSE, "scan_layers": True}
 MOE = {**DENSE, "mlp_width": 256, "experts": 8}
 # Mesh, name of the model, and what the transformer is.
 KINDS: tuple[tuple[str, str, dict[str, int]], ...] = (
@@ -30,6 +31,7 @@ KINDS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("fsdp:8", "dense", DENSE),
     ("tensor:8", "dense", DENSE),
     ("context:8", "dense", DENSE),
+    ("data:2,pipeline:4", "dense, stacked", STACKED),
     ("expert:8", "moe", MOE),
     ("data:4,fsdp:2", "dense", DENSE),
     ("slice:2,fsdp:4", "dense", DENSE),
