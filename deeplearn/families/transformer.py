@@ -10,10 +10,10 @@ import jax
 from flax import linen as nn
 from jax import Array, numpy as jnp
 
-from deeplearn.config import ConfigError, nearest
+from deeplearn.config import ConfigError, aside, nearest
 from deeplearn.families import next_token
 from deeplearn.families.family import Batch, Objective, Variables
-from deeplearn.layers import mlp, moe
+from deeplearn.layers import mlp, moe, remat
 from deeplearn.layers.attention import Attention
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.embed import Embed
@@ -35,7 +35,8 @@ class Config:
     capacity_factor: see `layers/moe.py`. balance_loss, router_z_loss: weights of the losses that keep the router even
     and its logits small (ST-MoE, Zoph et al. 2022, arXiv 2202.08906). loss_chunk: positions of each sequence whose
     logits exist at a time; 0 is all. rounds: how often a piece of the batch goes round the stages of a pipeline, of
-    which each has some layers for each round (`layers/pipeline.py`).
+    which each has some layers for each round (`layers/pipeline.py`). remat: what of a layer is kept for the backward
+    pass, see `layers/remat.py`.
     """
 
     vocab: int = 256
@@ -58,7 +59,7 @@ class Config:
     loss_chunk: int = 0
     scan_layers: bool = False
     rounds: int = 1
-    remat: bool = False
+    remat: str = aside("none")
 
     def __post_init__(self):
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -75,6 +76,8 @@ class Config:
             raise ConfigError(f"model.depth {self.depth} is not a multiple of model.rounds {self.rounds}")
         if self.rounds > 1 and not self.scan_layers:
             raise ConfigError(f"model.rounds {self.rounds} is for a pipeline, which wants model.scan_layers=true")
+        if self.remat not in remat.POLICIES:
+            raise ConfigError(f"model.remat {self.remat!r} is unknown{nearest(self.remat, remat.POLICIES)}")
 
 
 def config(size: int) -> Config:
@@ -125,8 +128,7 @@ def _pipelined(config: Config, params: Any, x_BxLxD: Array, stages: int) -> tupl
     """What the stacked layers do, from the same parameters, in stages."""
     stage = _scanned(Block, config.depth // config.rounds // stages, "layers")(config, parent=None)
     params_RxN = params if config.rounds > 1 else jax.tree.map(lambda w: w[None], params)
-    policies = jax.checkpoint_policies
-    keep = policies.nothing_saveable if config.remat else policies.everything_saveable
+    keep = remat.policy(config.remat)
     return pipeline(lambda params, x: stage.apply({"params": params}, x), params_RxN, x_BxLxD, stages, keep)
 
 
@@ -154,7 +156,7 @@ class Transformer(nn.Module):
         embed = Embed(c.vocab, c.width, name="embed")
         x_BxLxD = embed(tokens_BxL)
         _check_stages(c, places("stages"))
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+        block = remat.remat(Block, c.remat, c.scan_layers)
         if not c.scan_layers:
             layers = []
             for i in range(c.depth):

@@ -10,7 +10,10 @@ from deeplearn.layers.dense import Dense, product
 from deeplearn.layers.initializers import fan_in_normal
 from deeplearn.layers.norm import RMSNorm
 from deeplearn.layers.placement import mesh_axes, places
+from deeplearn.layers.remat import of_attention
 from deeplearn.layers.ring import context_attention, positions
+
+_CONSTANT = 2048  # the longest sequence whose mask is part of the program: 16 MB
 
 
 def rope(x_BxLxHxK: Array, base: float, position_L: np.ndarray) -> Array:
@@ -44,6 +47,15 @@ def _dot(x: Array, y: Array, over_x: int, over_y: int) -> Array:
     return lax.dot_general(x, y, (((over_x,), (over_y,)), ((0, 1), (0, 1))))
 
 
+def _hidden(queries: int, length: int) -> Array:
+    """What hides from each query the keys after it: hidden_1x1xMxL."""
+    if length > _CONSTANT:
+        query, key = (lax.broadcasted_iota(jnp.int32, (1, 1, queries, length), axis) for axis in (2, 3))
+        return jnp.where(key > query % length, jnp.float32(-1e30), 0)
+    hidden_LxL = np.triu(np.full((length, length), -1e30, np.float32), 1)
+    return jnp.asarray(np.tile(hidden_LxL, (queries // length, 1))[None, None])
+
+
 @jax.custom_vjp
 def _attend(q_BxGxMxK: Array, k_BxGxLxK: Array, v_BxGxLxK: Array) -> Array:
     """Causal attention of M = R L queries (R heads, one after another) to L keys.
@@ -57,13 +69,11 @@ def _attend(q_BxGxMxK: Array, k_BxGxLxK: Array, v_BxGxLxK: Array) -> Array:
 
 def _attend_forward(q_BxGxMxK: Array, k_BxGxLxK: Array, v_BxGxLxK: Array) -> tuple[Array, tuple[Array, ...]]:
     length, queries = k_BxGxLxK.shape[2], q_BxGxMxK.shape[2]
-    hidden_LxL = np.triu(np.full((length, length), -1e30, np.float32), 1)
-    hidden_1x1xMxL = jnp.asarray(np.tile(hidden_LxL, (queries // length, 1))[None, None])
-    scores = _dot(q_BxGxMxK, k_BxGxLxK, 3, 3).astype(jnp.float32) + hidden_1x1xMxL
+    scores = _dot(q_BxGxMxK, k_BxGxLxK, 3, 3).astype(jnp.float32) + _hidden(queries, length)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     scale_BxGxMx1 = (1 / jnp.sum(weights, axis=-1, keepdims=True)).astype(v_BxGxLxK.dtype)
     weights = weights.astype(v_BxGxLxK.dtype)
-    y_BxGxMxK = _dot(weights, v_BxGxLxK, 3, 2) * scale_BxGxMx1
+    y_BxGxMxK = of_attention(_dot(weights, v_BxGxLxK, 3, 2) * scale_BxGxMx1)
     return y_BxGxMxK, (q_BxGxMxK, k_BxGxLxK, v_BxGxLxK, weights, scale_BxGxMx1, y_BxGxMxK)
 
 
@@ -116,10 +126,10 @@ class Attention(nn.Module):
             q, k = RMSNorm(name="query_norm")(q), RMSNorm(name="key_norm")(k)
         position_L = np.arange(length) if ring == 1 else positions(length, ring)
         q, k = (rope(x, self.rope_base, position_L) for x in (q, k))
-        if ring == 1:
-            y = causal_attention(q, k, v)
-        else:
+        if ring > 1:
             y = context_attention(q, k, v, jax.sharding.get_abstract_mesh(), *mesh_axes("length"))
+        else:
+            y = causal_attention(q, k, v)
         return Dense(width, ("heads", "head_dim", "embed"), self.out_scale, name="out")(y)
 
 

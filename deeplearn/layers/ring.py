@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deeplearn.config import ConfigError
 from deeplearn.layers.placement import places
+from deeplearn.layers.remat import of_attention
 
 BLOCK = 512
 Indices = tuple[np.ndarray | Array, np.ndarray | Array]  # of the query block and of the key block of each pair
@@ -199,8 +200,8 @@ def _ring_forward(axis: str, q: Array, k: Array, v: Array) -> tuple[Array, tuple
     if devices > 1:
         (state, kv), _ = lax.scan(step, (state, _pass_on((k, v), axis)), np.arange(1, devices - 1))
         state = visit(state, kv, devices - 1)
-    y = (state.y_NxBxGxMxK / state.total_NxBxGxM[..., None]).astype(q.dtype)
-    return y, (q, k, v, y, state.top_NxBxGxM + jnp.log(state.total_NxBxGxM))
+    y = of_attention((state.y_NxBxGxMxK / state.total_NxBxGxM[..., None]).astype(q.dtype))
+    return y, (q, k, v, y, of_attention(state.top_NxBxGxM + jnp.log(state.total_NxBxGxM)))
 
 
 def _ring_backward(axis: str, residuals: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:

@@ -1,6 +1,5 @@
 """The nearest change that would make a run fit: recomputation, smaller microbatches, or another mesh."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from deeplearn import families, sharding
 from deeplearn.config import ConfigError, overlay
 from deeplearn.families.family import Objective
+from deeplearn.layers.remat import POLICIES
 from deeplearn.preflight.compiled import shard_bytes
 from deeplearn.train import loop, state as states
 from deeplearn.train.precision import cast
@@ -43,7 +43,7 @@ def estimate(run: Run, mesh: Mesh) -> int:
 
 
 def changes(run: Run, devices: list[Any], room: int, miss: float, slices: int = 1) -> list[Change]:
-    """Changes whose estimate fits, fewest changes first, then the smallest of them.
+    """Changes whose estimate fits: fewest changes first, then the least recomputation, then the smallest estimate.
 
     Args:
       run: what does not fit. devices: of the machine, all of which its mesh uses; slices: how many these are in.
@@ -59,18 +59,22 @@ def changes(run: Run, devices: list[Any], room: int, miss: float, slices: int = 
             continue
         if needed < _LIMIT * room:
             found.append(Change(overrides, changed, needed))
-    return sorted(found, key=lambda c: (len(c.overrides), c.estimate))
+    return sorted(found, key=lambda c: (len(c.overrides), _policy(c.run), c.estimate))
+
+
+def _policy(run: Run) -> int:
+    """How much the run computes again: its place among POLICIES, the last where the model knows of none."""
+    return POLICIES.index(getattr(run.model, "remat", POLICIES[-1]))
 
 
 def _candidates(run: Run, devices: int, slices: int) -> Iterator[dict[str, str]]:
-    """Every combination of one mesh, one number of microbatches, and recomputation where the model knows it."""
+    """Every combination of one mesh, one number of microbatches, and one policy that keeps less than the run's own."""
     meshes = [None, *(flag for flag in sharding.single_axis(devices, slices) if flag != run.mesh)]
     more = [run.microbatches * 2**n for n in range(1, 11)]
     pieces = [None, *(str(n) for n in more if run.batch_size % n == 0)]
-    fields = {field.name: field.default for field in dataclasses.fields(run.model)}
-    remat = [None, "true"] if fields.get("remat") is False and not run.model.remat else [None]
-    for mesh, piece, again in itertools.product(meshes, pieces, remat):
-        overrides = {"mesh": mesh, "microbatches": piece, "model.remat": again}
+    policies = [None, *POLICIES[_policy(run) + 1 :]]
+    for mesh, piece, policy in itertools.product(meshes, pieces, policies):
+        overrides = {"mesh": mesh, "microbatches": piece, "model.remat": policy}
         overrides = {name: value for name, value in overrides.items() if value is not None}
         if overrides:
             yield overrides

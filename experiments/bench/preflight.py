@@ -21,7 +21,7 @@ from rich.table import Table
 from experiments import cli
 
 SIZES = (32, 64, 128, 256)
-LONG = {"model.scan_layers": "true", "model.remat": "true", "precision": "bfloat16"}
+LONG = {"model.scan_layers": "true", "model.remat": "full", "precision": "bfloat16"}
 TPU = {
     "7B-class, v5p:4x4x4": ("v5p:4x4x4", {"size": "4096", "batch_size": "256", "mesh": "fsdp:64", "length": "2048"}),
     "8 layers, v5p:2x2x2": ("v5p:2x2x2", {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "8"}),

@@ -38,6 +38,19 @@ def test_transformer(change):
     assert flops_per_example(transformer, config) == 32 * (6 * matrices + 3 * 12 * 32 * d)
 
 
+def test_what_is_computed_again_counts_again():
+    """Of a layer's forward products of 24 d^2 + 4 L d a token: under "full" all but the last, whose result no gradient
+    needs (a third of forward and backward, less 8 d^2); else what the policy does not keep."""
+    d, length, depth = 32, 16, 3
+    config = transformer.Config(seq_len=length, width=d, depth=depth, heads=2, kv_heads=2, scan_layers=True)
+    once = flops_per_example(transformer, config)
+    projections, scores, mixing = 2 * (3 + 1 + 4) * d * d, 2 * length * d, 2 * length * d
+    again = {"dots": scores + mixing, "attention": projections + scores, "full": projections + scores + mixing}
+    for policy, flops in again.items():
+        more = flops_per_example(transformer, dataclasses.replace(config, remat=policy)) - once
+        assert more == length * depth * flops, policy
+
+
 def test_a_token_passes_through_its_own_experts_alone():
     config = transformer.Config(seq_len=32, width=32, depth=3, experts=4, top_k=2, mlp_width=40)
     plain = parameters(transformer, dataclasses.replace(config, experts=0))

@@ -11,6 +11,7 @@ from setups import make_setup
 from deeplearn import sharding
 from deeplearn.config import ConfigError
 from deeplearn.families import transformer
+from deeplearn.layers import remat
 from deeplearn.layers.attention import causal_attention, rope
 
 SMALL = transformer.Config(seq_len=12, width=16, depth=2, heads=4, kv_heads=2)
@@ -80,7 +81,7 @@ def test_a_logit_depends_on_no_later_token(small):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mlp": "swiglu"}, {"qk_norm": True}, {"tied": True}, {"scan_layers": True}, {"remat": True}, {"kv_heads": 1}],
+    [{"mlp": "swiglu"}, {"qk_norm": True}, {"tied": True}, {"scan_layers": True}, {"remat": "full"}, {"kv_heads": 1}],
     ids=str,
 )
 def test_every_option_trains(change):
@@ -105,8 +106,21 @@ def test_a_loss_in_chunks_is_the_loss(tied):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6), whole, chunks)
 
 
+@pytest.mark.slow
+def test_what_is_computed_again_changes_no_gradient():
+    setup = make_setup(transformer, dataclasses.replace(SMALL, scan_layers=True))
+
+    def gradient(policy):
+        (objective,) = transformer.objectives(dataclasses.replace(setup.config, remat=policy))
+        return jax.device_get(jax.jit(jax.grad(lambda v, b, k: objective.loss(v, b, k, True)[0]))(*setup[2:]))
+
+    kept, *again = (gradient(policy) for policy in remat.POLICIES)
+    for found in again:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7), kept, found)
+
+
 def test_scanned_layers_compute_what_unrolled_ones_do(small):
-    config = dataclasses.replace(SMALL, scan_layers=True, remat=True)
+    config = dataclasses.replace(SMALL, scan_layers=True, remat="full")
     params = small.variables["params"]
     layers = [params[f"layer_{i}"] for i in range(SMALL.depth)]
     stacked = {k: v for k, v in params.items() if not k.startswith("layer_")}
@@ -159,6 +173,7 @@ def test_cold_sampling_takes_the_likeliest_token(small):
         ({"heads": 3}, "not an even multiple of model.heads 3"),
         ({"kv_heads": 3}, "kv_heads 3"),
         ({"mlp": "glu"}, "gelu"),
+        ({"remat": "dot"}, "did you mean 'dots'"),
     ],
 )
 def test_a_wrong_configuration_is_named(wrong, words):

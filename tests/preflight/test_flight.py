@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deeplearn import sharding
 from deeplearn.config import ConfigError, overlay
+from deeplearn.layers.remat import POLICIES
 from deeplearn.preflight import chips, fits, topology as topologies
 from deeplearn.preflight.compiled import shard_bytes, temporaries_refused
 from deeplearn.preflight.flight import preflight, to_json
@@ -66,7 +67,7 @@ def test_a_flight_says_what_theory_says(flight):
 
 def test_recomputation_is_work_but_not_the_models():
     mesh = sharding.make_mesh("fsdp:8")
-    kept, again = (flops(a_run(**{"model.remat": remat}), mesh) for remat in ("false", "true"))
+    kept, again = (flops(a_run(**{"model.remat": remat}), mesh) for remat in ("none", "full"))
     assert again.model == kept.model == kept.done and again.done > 1.15 * kept.done
 
 
@@ -81,11 +82,29 @@ def test_the_estimate_follows_the_batch_and_recomputation():
     one, two, again, pieces = (
         fits.estimate(run, sharding.make_mesh(run.mesh))
         for run in (
-            a_run(), a_run(batch_size=32), a_run(batch_size=32, **{"model.remat": "true"}),
+            a_run(), a_run(batch_size=32), a_run(batch_size=32, **{"model.remat": "full"}),
             a_run(batch_size=32, microbatches=2),
         )
     )  # fmt: skip
     assert two > 1.5 * one and again < 0.6 * two and one < pieces < 1.3 * one
+
+
+def bytes_by_policy():
+    runs = [a_run(batch_size=32, **{"model.remat": policy}) for policy in POLICIES]
+    return runs, [fits.estimate(run, sharding.make_mesh(run.mesh)) for run in runs]
+
+
+def test_policies_keep_less_and_less():
+    _, found = bytes_by_policy()
+    assert found == sorted(set(found), reverse=True)
+
+
+@pytest.mark.slow
+def test_policies_are_proposed_from_the_least_recomputation_on():
+    runs, needed = bytes_by_policy()
+    found = fits.changes(runs[1], jax.devices(), int(1.01 / 0.95 * needed[2]), 1.0)
+    alone = [change.overrides["model.remat"] for change in found if set(change.overrides) == {"model.remat"}]
+    assert alone == ["attention", "full"]
 
 
 @pytest.mark.slow
