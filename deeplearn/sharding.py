@@ -45,7 +45,13 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 
 # Logical axis of an activation -> mesh axis.
-ACTIVATIONS = {"experts": "expert", "vocab": "tensor", "length": "context", "stages": "pipeline"}
+ACTIVATIONS = {
+    "experts": "expert",
+    "vocab": "tensor",
+    "attention_heads": "tensor",
+    "length": "context",
+    "stages": "pipeline",
+}
 
 
 def parse(flag: str) -> dict[str, int]:

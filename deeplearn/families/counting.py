@@ -44,7 +44,8 @@ def flops_per_example(family: ModuleType, config: Any) -> float:
     Matrix products and convolutions count 2 per multiply-add, all else 0. A scan counts length times its body, a
     cond its dearest branch. Products with zeros that a convolution inserts (padding, dilation) do not count, so a
     convolution's two gradients each cost what it does; `layers/convolution.py` has a branch of matrix products, which
-    counts padding, and so is the same on every platform. What `jax.checkpoint` computes twice counts twice.
+    counts padding, and so is the same on every platform. Attention counts all its scores, masked or not, and is counted
+    in its plain form on every platform. What `jax.checkpoint` computes twice counts twice.
 
     Raises NotImplementedError for a loop whose number of steps is not known, and for kernels that cannot be read.
     """

@@ -7,6 +7,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array, lax, numpy as jnp
 
 from deeplearn.layers.dense import Dense, product
+from deeplearn.layers.fused import fused_attention
 from deeplearn.layers.initializers import fan_in_normal
 from deeplearn.layers.norm import RMSNorm
 from deeplearn.layers.placement import mesh_axes, places
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         q, k = (rope(x, self.rope_base, position_L) for x in (q, k))
         if ring > 1:
             y = context_attention(q, k, v, jax.sharding.get_abstract_mesh(), *mesh_axes("length"))
-        else:
+        elif (y := fused_attention(q, k, v)) is None:
             y = causal_attention(q, k, v)
         return Dense(width, ("heads", "head_dim", "embed"), self.out_scale, name="out")(y)
 

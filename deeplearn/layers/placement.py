@@ -31,3 +31,8 @@ def within(logical: str) -> Iterator[None]:
 
     with nn.logical_axis_rules([(name, left(axes)) for name, axes in nn.get_logical_axis_rules()]):
         yield
+
+
+def platform() -> str:
+    """That of the mesh in force: "cpu", "gpu", "tpu"; "" without a mesh."""
+    return getattr(jax.sharding.get_abstract_mesh().abstract_device, "platform", "")

@@ -69,7 +69,7 @@ def parse(text: str) -> Program:
             if head and not line.startswith("HloModule"):
                 current = computations.setdefault(head[2], {})
                 entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}" or line.startswith("}, "):  # not "}}" of an attribute that has lines of its own
             current = None
         elif match := _LINE.match(line):
             instruction = _instruction(match[2], match[3], bool(match[1]))

@@ -16,6 +16,7 @@ def main_memory_bytes(program: hlo.Program) -> float:
     Every instruction reads its operands and writes its result, except that a slice reads only what it takes and an
     update in place writes only what it changes, also within a fusion. Arrays in other memory spaces (the scratchpad of
     a TPU) are free. Loops count all their turns. Caches are not modelled: an upper bound where arrays fit into them.
+    A kernel of the platform (a custom call, such as fused attention) counts as if it read each operand once.
     """
     inner = {
         name

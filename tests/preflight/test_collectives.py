@@ -113,7 +113,8 @@ def test_groups_that_are_of_no_mesh_axes():
     assert axes_of(((0, 1), (2, 3)), {"a": 2, "one": 1, "b": 2}) == ("b",)
 
 
-# As the TPU compiler writes them: asynchronous pairs, memory spaces, no note of the turns, a counter that goes up by 2.
+# As the TPU compiler writes them: asynchronous pairs, memory spaces, no note of the turns, a counter that goes up by 2,
+# a kernel whose attributes have lines of their own.
 TPU = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -142,6 +143,10 @@ TPU = """HloModule jit_step, is_scheduled=true
   %j = u32[]{:T(128)} get-tuple-element(%d), index=0
   %x = bf16[1,64]{1,0:T(8,128)(2,1)} get-tuple-element(%d), index=1
   %next = u32[]{:T(128)} add(%j, %one)
+  %kernel = bf16[1,64]{1,0:T(8,128)(2,1)} custom-call(%x), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 128}"
+}}, metadata={op_name="kernel"}
   %after = u32[]{:T(128)} add(%one, %next)
   %start = (bf16[1,64]{1,0:T(8,128)(2,1)S(1)}, bf16[1,64]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, u32[]{:S(2)}) \
 collective-permute-start(%x), channel_id=3, source_target_pairs={{0,3},{1,0},{2,1},{3,2}}

@@ -13,7 +13,7 @@ from rich.console import Console
 from deeplearn import sharding
 from deeplearn.config import ConfigError, overlay
 from deeplearn.layers.remat import POLICIES
-from deeplearn.preflight import chips, fits, topology as topologies
+from deeplearn.preflight import chips, fits, hlo, topology as topologies
 from deeplearn.preflight.compiled import shard_bytes, temporaries_refused
 from deeplearn.preflight.flight import preflight, to_json
 from deeplearn.preflight.roofline import flops
@@ -177,3 +177,21 @@ def test_the_tpu_compiler_compiles_for_chips_that_are_not_here():
     assert flight.fits and flight.compiled.memory.parameters < 8 * flight.parameters.total
     assert flight.collectives and all(axes == ("fsdp",) for _, axes in flight.collectives)
     assert 0 < flight.roofline.mfu < 1 and not any("turns of loop" in note for note in flight.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is an extra")
+def test_a_tpu_runs_its_own_attention_on_a_mesh_of_three_axes():
+    """Forward, its recomputation, and two kernels for the gradient; no array of scores in the program."""
+    shape = {"model.width": 256, "model.heads": 2, "model.kv_heads": 2, "model.seq_len": 384, "data.seq_len": 384}
+    run = a_run("data:2,fsdp:2,tensor:2", precision="bfloat16", **shape, **{"model.remat": "full"})
+    there = topologies.machine(topologies.parse("v5p:2x2x2", 1, TABLE))
+    flight = preflight(run, there, TABLE.grid, 1e6)
+    program = hlo.parse(flight.compiled.text)
+    found = [i for c in program.computations.values() for i in c.values()]
+    kernels = [i for i in found if 'custom_call_target="tpu_custom_call"' in i.attributes]
+    assert len(kernels) == 4
+    assert not any(array.shape.count(384) > 1 for i in found for array in i.arrays)
+    gathered = [i for i in found if i.opcode.startswith("all-gather")]
+    assert gathered and not any(384 in array.shape for i in gathered for array in i.arrays)
+    assert flight.flops.how == "counted from the traced step"
