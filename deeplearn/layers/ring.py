@@ -134,6 +134,15 @@ def _scores(q_BxGxMxK: Array, k_BxGxSxK: Array, masked: bool | Array) -> Array:
     return jnp.where(masked & (key > query % k_BxGxSxK.shape[2]), -1e30, scores)
 
 
+def _bound(pairs: Indices, x: Array) -> Indices:
+    """The same indices, as if they came from x.
+
+    They are constants, and so are masks: the gradient of a scan over layers would take the masks of all pairs out of
+    the scan and keep them.
+    """
+    return lax.optimization_barrier((tuple(map(jnp.asarray, pairs)), x))[0]
+
+
 def _attend(state: _Softmax, q: Array, k: Array, v: Array, pairs: Indices, own: bool = False) -> _Softmax:
     """The state with the keys and values of these pairs seen too."""
 
@@ -148,7 +157,7 @@ def _attend(state: _Softmax, q: Array, k: Array, v: Array, pairs: Indices, own: 
         new = _Softmax(y, new_top, total)
         return jax.tree.map(lambda x, y: _put(x, y, i), state, new), None
 
-    return lax.scan(pair, state, pairs)[0]
+    return lax.scan(pair, state, _bound(pairs, q))[0]
 
 
 def _gradients(
@@ -169,7 +178,7 @@ def _gradients(
         more = _dot(d_scores, k_j, 3, 2), _dot(q_i, d_scores, 2, 2), _dot(g_i, weights.astype(v.dtype), 2, 2)
         return tuple(_put(x, _at(x, at) + y, at) for x, y, at in zip(sums, more, (i, j, j), strict=True)), None
 
-    return lax.scan(pair, tuple(sums), pairs)[0]
+    return lax.scan(pair, tuple(sums), _bound(pairs, q))[0]
 
 
 def _pass_on(x: tuple[Array, Array], axis: str) -> tuple[Array, Array]:

@@ -221,6 +221,18 @@ def test_memory_of_a_device_falls_with_their_number(devices):
     assert temporary < min(14 * queries, scores / 4)
 
 
+def test_a_scan_over_layers_keeps_no_masks():
+    """Constants as they are, their masks could be computed for all pairs before the scan, and kept."""
+    attend = jax.checkpoint(lambda x: context_attention(x, x, x, mesh_of(context=4), "context", block=2))
+
+    def layers(x):
+        return jnp.sum(jax.lax.scan(lambda x, _: (attend(x), None), x, length=3)[0])
+
+    jaxpr = jax.make_jaxpr(jax.grad(layers))(arrays()[0]).jaxpr
+    scans = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    assert len(scans) > 8 and not any(x.aval.dtype == bool for e in scans for x in e.outvars)
+
+
 def test_a_sequence_that_does_not_divide_is_named():
     with pytest.raises(ConfigError, match=r"8 chunks, two a device, do not divide 36 positions; 32 they would"):
         positions(36, 4)
