@@ -6,8 +6,10 @@ Without a mesh, elsewhere, and for shapes and types that a kernel cannot take, t
 `attention.causal_attention`.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -67,16 +69,33 @@ def splash(q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array, interpret: bool
     """By splash attention, for lengths and channels in multiples of 128. interpret: without a TPU, slowly."""
     # Imported here, since it takes a second and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
 
     length, heads, width = q_BxLxHxK.shape[1:]
     block = next(size for size in _BLOCKS if length % size == 0)
     names = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
-    attend = splash_kernel.make_splash_mha_single_device(
-        MultiHeadMask([CausalMask((length, length))] * heads),
+    (forward, hides), (backward, _) = _blocks_to_visit(length, heads, block)
+    attend = splash_kernel.SplashAttentionKernel(
+        forward,
+        forward,
+        backward,
         block_sizes=splash_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=splash_kernel.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
         residual_checkpoint_name=ATTENTION,
+        mask_function=hides,
         interpret=interpret,
     )
     inputs = (x.swapaxes(1, 2) for x in (q_BxLxHxK * width**-0.5, k_BxLxGxK, v_BxLxGxK))
     return jax.vmap(attend)(*inputs).swapaxes(1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _blocks_to_visit(length: int, heads: int, block: int) -> tuple[Any, Any]:
+    """The causal mask as splash attention wants it, for queries and for keys. It looks at all length^2 places."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
+
+    mask = MultiHeadMask([CausalMask((length, length))] * heads)
+    return info.process_mask(mask, (block, block)), info.process_mask_dkv(mask, (block, block))

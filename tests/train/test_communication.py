@@ -69,6 +69,22 @@ def test_fsdp_gathers_parameters_and_no_activation():
     assert total(found, "all-reduce", ("fsdp",)) == pytest.approx(parameters_of(run), rel=0.1)
 
 
+@pytest.mark.slow
+def test_scanned_layers_that_are_computed_again_gather_their_parameters_once_more_and_no_activation():
+    run = language_model(scan_layers=True, remat="full")
+    found = sent(run, "data:8")
+    assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("data",))}
+    assert total(found, "all-reduce", ("data",)) == pytest.approx(parameters_of(run), rel=0.1)
+    found = sent(run, "fsdp:8")
+    assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("fsdp",)), ("all-gather", ("fsdp",))}
+    table = 4 * run.model.vocab * run.model.width  # of embeddings, and as large is the head
+    assert max(c.bytes for c in found if c.kind == "all-gather") <= table < 4 * run.tokens_per_step * run.model.width
+    # Layer by layer, not all of the stack: forward, again, backward. The last matrix is in nothing that comes again.
+    layers, last = parameters_of(run) - 2 * table, 4 * run.model.depth * 4 * run.model.width**2
+    assert total(found, "all-gather", ("fsdp",)) == pytest.approx(3 * layers - last + 3 * table, rel=0.1)
+    assert total(found, "all-reduce", ("fsdp",)) == pytest.approx(parameters_of(run), rel=0.1)
+
+
 def test_tensor_parallel_sums_activations_twice_a_layer_each_way():
     """Shoeybi et al. 2019 (arXiv 1909.08053), section 3; and once each way around the vocabulary."""
     run = language_model()
