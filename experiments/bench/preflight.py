@@ -4,7 +4,8 @@
 
 The CPU's rates are measured first, with the same threads. Then each size trains on one device, and the median step is
 held against the roofline at those rates. Then, with the extra `preflight`, a 7B-class model is compiled for
-v5p:4x4x4, and models of 8 and of 80 layers for v5p:2x2x2. Prints tables and writes runs/bench/preflight.json.
+v5p:4x4x4, models of 8 and of 80 layers for v5p:2x2x2, and 1.2 G parameters with 131,072 tokens of context for v5e:4x4,
+round rings of four devices and with each sequence on one. Prints tables and writes runs/bench/preflight.json.
 """
 
 import json
@@ -22,10 +23,13 @@ from experiments import cli
 
 SIZES = (32, 64, 128, 256)
 LONG = {"model.scan_layers": "true", "model.remat": "full", "precision": "bfloat16"}
+FAR = {"size": "2048", "length": "131072", "model.loss_chunk": "1024"}  # one sequence in each place of the batch
 TPU = {
     "7B-class, v5p:4x4x4": ("v5p:4x4x4", {"size": "4096", "batch_size": "256", "mesh": "fsdp:64", "length": "2048"}),
     "8 layers, v5p:2x2x2": ("v5p:2x2x2", {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "8"}),
     "80 layers, v5p:2x2x2": ("v5p:2x2x2", {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "80"}),
+    "128k context, rings of 4, v5e:4x4": ("v5e:4x4", {**FAR, "batch_size": "4", "mesh": "fsdp:4,context:4"}),
+    "128k context, no ring, v5e:4x4": ("v5e:4x4", {**FAR, "batch_size": "16", "mesh": "fsdp:16"}),
 }
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each size, of which the median counts.", 1)
@@ -102,11 +106,10 @@ def main(argv: list[str]) -> int:
         for name in TPU:
             there.append(by_the_tpu_compiler(name, chips.load()))
             last = there[-1]
-            console.print(
-                f"{name}: compiled in {last['compiling_s']:.0f} s, {last['memory']['total'] / 1e9:.2f} GB a device, "
-                f"{100 * last['roofline']['mfu']:.1f} % utilisation",
-                highlight=False,
-            )
+            line, needed = last["roofline"], f"{last['memory']['total'] / 1e9:.2f} GB a device"
+            told = f"fits, {100 * line['mfu']:.1f} % utilisation" if last["fits"] else "does not fit"
+            seconds = f"lowered in {last['lowering_s']:.0f} s, compiled in {last['compiling_s']:.0f} s"
+            console.print(f"{name}: {seconds}, {needed}, {told}", highlight=False)
     out.write_text(json.dumps({"cpu": rows, "tpu": there}, indent=2) + "\n")
     console.print(f"figures: {out}", highlight=False)
     return 0

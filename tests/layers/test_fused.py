@@ -46,6 +46,20 @@ def test_splash_is_causal_attention():
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
+def test_the_blocks_that_splash_visits_are_those_of_the_whole_mask():
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
+
+    mask = MultiHeadMask([CausalMask((640, 640))] * 3)
+    for (found, _), process in zip(
+        fused._blocks_to_visit(640, 3, 128), (info.process_mask, info.process_mask_dkv), strict=True
+    ):
+        expected, _ = process(mask, (128, 128))
+        for name, a, b in zip(expected._fields, found, expected, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+            assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
+
+
 @pytest.mark.parametrize(
     ("platform", "changes", "expected"),
     [
