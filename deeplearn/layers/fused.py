@@ -27,8 +27,10 @@ _BLOCKS = (512, 256, 128)  # positions that the kernel has in the chip's own mem
 
 def fused_attention(q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array) -> Array | None:
     """`attention.causal_attention` by the platform's kernel: y_BxLxHxK, or None where there is no such kernel."""
-    attend = kernel(q_BxLxHxK)
+    attend, spread = kernel(q_BxLxHxK), places("batch") * places("attention_heads")
     if attend is None or q_BxLxHxK.shape[0] % places("batch"):  # as the one example that parameters are made with
+        return None
+    if spread < jax.sharding.get_abstract_mesh().size:  # inside a stage of a pipeline, which every device would then do
         return None
     return on_each_device(attend, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK)
 

@@ -55,7 +55,7 @@ def test_experts_learn_the_same_on_every_mesh(dispatch):
 PIPELINES = (
     pytest.param("pipeline:2", {}, id="alone"),
     pytest.param("data:2,pipeline:2,tensor:2", {}, id="data-tensor", marks=pytest.mark.slow),
-    pytest.param("pipeline:2", {"remat": True}, id="remat", marks=pytest.mark.slow),
+    pytest.param("pipeline:2", {"remat": "dots"}, id="remat", marks=pytest.mark.slow),
     pytest.param("fsdp:2,pipeline:4", {"depth": 8, "rounds": 2}, id="rounds", marks=pytest.mark.slow),
     pytest.param("pipeline:2,context:2,tensor:2", {"depth": 4, "loss_chunk": 8}, id="context", marks=pytest.mark.slow),
     pytest.param("pipeline:2,expert:2,data:2", {"experts": 4}, id="experts", marks=pytest.mark.slow),
