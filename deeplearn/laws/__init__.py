@@ -22,6 +22,7 @@ from deeplearn.laws.rolling import HoldOut, rolling
 from deeplearn.laws.specification import Specification, specifications
 from deeplearn.laws.table import Table, TableError, read_csv, runs
 from deeplearn.laws.uncertainty import Interval, Prediction
+from deeplearn.laws.written import Written
 
 __all__ = [
     "FORMS",
@@ -45,6 +46,7 @@ __all__ = [
     "Specification",
     "Table",
     "TableError",
+    "Written",
     "compare",
     "compare_approaches",
     "extrapolate",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from deeplearn.laws import search, uncertainty, verdicts
+from deeplearn.laws import search, uncertainty, verdicts, written
 from deeplearn.laws.allocation import Allocation, optimal_params
 from deeplearn.laws.catalogue import FORMS
 from deeplearn.laws.certificate import Certificate, certify
@@ -116,6 +116,7 @@ class Fit:
             "certificate": plain(self.certificate),
             "widening": self.widening,
             "warnings": list(self.warnings),
+            **written.keep(self.problem.form, self.table, self.replicates, self._noise),
         }
         if self.problem.form.allocation is not None:
             best = [self.optimal(flops) for flops in np.array(BUDGETS) * self.table.flops.max()]

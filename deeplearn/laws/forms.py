@@ -159,6 +159,17 @@ class Form:
         phi_KxN, offset_n, q = self.basis(p_P[k:], x, at)
         return q * xp.log(xp.maximum(offset_n + p_P[:k] @ phi_KxN, TINY))
 
+    def loss(self, values: Mapping[str, np.ndarray | float], *columns: np.ndarray | float) -> np.ndarray:
+        """Loss at values of the law's columns, from parameters in the units of the table; all broadcast."""
+        held = {**dict(self.pinned), **values}
+        exponents = {n: np.log(held[n]) if n in self.logarithmic else held[n] for n in self.exponents}
+        p = SimpleNamespace(**{name: np.asarray(value, np.float64) for name, value in exponents.items()})
+        x = SimpleNamespace(**{name: np.log(v) for name, v in zip(self.columns, columns, strict=True)})
+        signs = self.signs or (1,) * len(self.coefficients)
+        logs = zip(self.coefficients, signs, self.terms(p, x), strict=True)
+        total = sum(sign * held[name] * np.exp(f) for name, sign, f in logs)
+        return np.maximum(total, TINY) ** (1.0 if self.power is None else self.power(p))
+
     def _parameters(self, theta: Array, at: tuple[Array, ...]) -> SimpleNamespace:
         """What `terms` sees of exponents [T, ...]: places on the axis of the table."""
         center = dict(zip(self.columns, at, strict=False))
