@@ -100,7 +100,7 @@ def _equation_flops(equation: JaxprEqn) -> float:
         return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         return _convolution_flops(equation)
-    inner = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    inner = [jaxpr_flops(jaxpr) for jaxpr in inner_jaxprs(params)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":
@@ -114,7 +114,8 @@ def _equation_flops(equation: JaxprEqn) -> float:
 _UNREADABLE = {"pallas_call", "shard_map", "ragged_dot", "ragged_dot_general"}
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The computations among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr):

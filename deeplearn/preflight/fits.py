@@ -19,7 +19,7 @@ from deeplearn.train import loop, state as states
 from deeplearn.train.precision import cast
 from deeplearn.train.run import Run
 
-_LIMIT = 0.95  # of the memory: the estimate must leave this much room for what it does not know
+LIMIT = 0.95  # of the memory: the estimate must leave this much room for what it does not know
 
 
 class Change(NamedTuple):
@@ -57,7 +57,7 @@ def changes(run: Run, devices: list[Any], room: int, miss: float, slices: int = 
             needed = int(miss * estimate(changed, sharding.make_mesh(changed.mesh, devices)))
         except (ConfigError, ValueError):  # a batch or an axis that does not divide
             continue
-        if needed < _LIMIT * room:
+        if needed < LIMIT * room:
             found.append(Change(overrides, changed, needed))
     return sorted(found, key=lambda c: (len(c.overrides), _policy(c.run), c.estimate))
 
@@ -67,12 +67,17 @@ def _policy(run: Run) -> int:
     return POLICIES.index(getattr(run.model, "remat", POLICIES[-1]))
 
 
+def remats(model: Any) -> tuple[str, ...]:
+    """What `model.remat` may be, least recomputation first; () if the model knows no recomputation."""
+    return POLICIES if hasattr(model, "remat") else ()
+
+
 def _candidates(run: Run, devices: int, slices: int) -> Iterator[dict[str, str]]:
     """Every combination of one mesh, one number of microbatches, and one policy that keeps less than the run's own."""
     meshes = [None, *(flag for flag in sharding.single_axis(devices, slices) if flag != run.mesh)]
     more = [run.microbatches * 2**n for n in range(1, 11)]
     pieces = [None, *(str(n) for n in more if run.batch_size % n == 0)]
-    policies = [None, *POLICIES[_policy(run) + 1 :]]
+    policies = [None, *remats(run.model)[_policy(run) + 1 :]]
     for mesh, piece, policy in itertools.product(meshes, pieces, policies):
         overrides = {"mesh": mesh, "microbatches": piece, "model.remat": policy}
         overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -87,15 +92,17 @@ def _kept_per_example(name: str, model: Any, precision: str, mesh: Mesh) -> floa
     with loop.on_mesh(mesh):
         few, many = (
             sum(
-                _residuals(family, objective, model, precision, n * mesh.size) for objective in family.objectives(model)
+                math.prod(x.shape) * x.dtype.itemsize
+                for objective in family.objectives(model)
+                for x in residuals(family, objective, model, precision, n * mesh.size)
             )
             for n in (1, 2)
         )
     return (many - few) / mesh.size
 
 
-def _residuals(family: ModuleType, objective: Objective, model: Any, precision: str, examples: int) -> int:
-    """Bytes of what `jax.vjp` keeps of one objective for so many examples, on all devices together."""
+def residuals(family: ModuleType, objective: Objective, model: Any, precision: str, examples: int) -> list[Any]:
+    """Shapes of what `jax.vjp` keeps of one objective for so many examples, on all devices together."""
     batch = {k: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype) for k, s in family.example(model).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda k, b: sharding.unbox(family.init(model, k, b)), key, batch)
@@ -108,5 +115,4 @@ def _residuals(family: ModuleType, objective: Objective, model: Any, precision: 
 
         return jax.vjp(loss, variables["params"])[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(kept, variables, batch, key))
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    return jax.tree.leaves(jax.eval_shape(kept, variables, batch, key))

@@ -49,15 +49,18 @@ class Flight(NamedTuple):
         return not self.compiled.refused and self.compiled.memory.total <= self.room
 
 
-def preflight(run: Run, machine: Machine, grid: Grid, tokens: float, efficiency: float = 1.0) -> Flight:
+def preflight(
+    run: Run, machine: Machine, grid: Grid, tokens: float, efficiency: float = 1.0, mend: bool = True
+) -> Flight:
     """Compile one step of `run` on its own mesh over the machine's devices, and say what follows from the program.
 
-    tokens: what the bill is for. efficiency: share of the peak FLOP/s that matrix products reach.
+    tokens: what the bill is for. efficiency: share of the peak FLOP/s that matrix products reach. mend: look for the
+    nearest change that would make it fit, if it does not.
     Raises ConfigError for a mesh that leaves devices over, or a batch that does not divide over it.
     """
     mesh = _whole(run, machine)
     compiled = compile_step(run, mesh)
-    room = int(machine.topology.chip.hbm * machine.topology.chips / len(machine.devices))
+    room = machine.room
     work, parameters = flops(run, mesh), counting.parameters(get_family(run.family), run.model)
     notes = [f"a bound, not the chip's own program: {machine.bound}"] if machine.bound else []
     notes += [compiled.refused] if compiled.refused else []
@@ -84,7 +87,7 @@ def preflight(run: Run, machine: Machine, grid: Grid, tokens: float, efficiency:
     here = Flight(
         run, machine, dict(mesh.shape), parameters, compiled, room, work, moved, found, line, costs, None, tuple(notes)
     )
-    return here if here.fits else here._replace(fix=_fix(run, machine, mesh, here))
+    return here if here.fits or not mend else here._replace(fix=_fix(run, machine, mesh, here))
 
 
 def to_json(flight: Flight) -> dict[str, Any]:

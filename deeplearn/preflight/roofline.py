@@ -74,12 +74,12 @@ def flops(run: Run, mesh: Mesh) -> Flops:
         active = counting.parameters(family, run.model).active
         needed = 6.0 * active * run.tokens_per_step
         return Flops(needed, needed / (1 - idle), f"6 N D, since: {error}")
-    plain = overlay(run.model, _no_remat(run.model))
+    plain = overlay(run.model, without_recomputation(run.model))
     return Flops(run.batch_size * counting.flops_per_example(family, plain), done, "counted from the traced step")
 
 
-def _no_remat(model: object) -> dict[str, str]:
-    """The override that keeps all activations, for models that can do without."""
+def without_recomputation(model: object) -> dict[str, str]:
+    """The override that keeps all activations, for models that know recomputation."""
     fields = {field.name: field.default for field in dataclasses.fields(model)}
     return {"remat": str(fields["remat"])} if "remat" in fields else {}
 

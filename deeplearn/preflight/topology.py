@@ -39,6 +39,11 @@ class Machine:
     places: np.ndarray
     bound: str
 
+    @property
+    def room(self) -> int:
+        """Bytes of one device's memory."""
+        return int(self.topology.chip.hbm * self.topology.chips / len(self.devices))
+
 
 def parse(flag: str, slices: int, table: Table) -> Topology:
     """`"v5p:4x4x4"` or `"h100:16"` with chips of the table. Raises ConfigError."""
@@ -68,6 +73,20 @@ def machine(topology: Topology) -> Machine:
     devices = _tpu(topology)
     places = np.array([(getattr(d, "slice_index", 0) or 0, *d.coords[: chip.dimensions]) for d in devices])
     return Machine(topology, devices, places, "")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """Stands for a device that is neither here nor described."""
+
+    platform: str = "none"
+
+
+def described(topology: Topology) -> Machine:
+    """The topology's devices, for what needs no compiler: of any number. Raises as `machine`."""
+    if topology.chip.dimensions and importlib.util.find_spec("libtpu") is not None:
+        return machine(topology)
+    return Machine(topology, [Place() for _ in range(topology.chips)], _places(topology), "not compiled")
 
 
 def group(machine: Machine, mesh: Mesh, axes: tuple[str, ...]) -> np.ndarray:
@@ -106,17 +125,19 @@ def _tpu(topology: Topology) -> list[Any]:
 
 
 def _emulated(topology: Topology, bound: str) -> Machine:
-    """As many CPU devices; on a torus numbered in C order, else in domains of one switch."""
+    """As many CPU devices."""
     devices = jax.devices("cpu")[: topology.chips]
     if len(devices) < topology.chips:
         raise ConfigError(f"{topology.chips} emulated devices are needed and {len(devices)} are here")
-    if topology.chip.dimensions:
-        padded = (*topology.sizes, *[1] * (topology.chip.dimensions - len(topology.sizes)))
-        places = np.stack(np.unravel_index(np.arange(topology.chips), (topology.slices, *padded)), axis=1)
-    else:
-        domain = int(topology.chip.domain or topology.chips)
-        places = np.stack(np.divmod(np.arange(topology.chips), domain), axis=1)
-    return Machine(topology, devices, places, bound)
+    return Machine(topology, devices, _places(topology), bound)
+
+
+def _places(topology: Topology) -> np.ndarray:
+    """Places on a torus in C order, else in domains of one switch."""
+    if not topology.chip.dimensions:
+        return np.stack(np.divmod(np.arange(topology.chips), int(topology.chip.domain or topology.chips)), axis=1)
+    padded = (*topology.sizes, *[1] * (topology.chip.dimensions - len(topology.sizes)))
+    return np.stack(np.unravel_index(np.arange(topology.chips), (topology.slices, *padded)), axis=1)
 
 
 def emulate(count: int) -> None:

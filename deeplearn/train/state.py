@@ -53,16 +53,21 @@ def numbers(run: Run) -> Hyper:
     return optim.hyper(run.optim, run.steps, run.seed)
 
 
+def boxed(run: Run) -> State:
+    """The state as shapes, boxed with logical names."""
+    return jax.eval_shape(lambda h: _create(run, h), numbers(run))
+
+
 def abstract(run: Run, mesh: Mesh) -> State:
     """The state as shapes with shardings: what a checkpoint is restored to, whatever it was saved from.
 
     Raises ConfigError for a mesh that does not fit the family.
     """
-    boxed = jax.eval_shape(lambda h: _create(run, h), numbers(run))
-    sharding.check(boxed.params, mesh)
-    shardings = sharding.of_state(boxed, mesh)
+    shapes = boxed(run)
+    sharding.check(shapes.params, mesh)
+    shardings = sharding.of_state(shapes, mesh)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unbox(boxed), shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unbox(shapes), shardings
     )
 
 
