@@ -159,6 +159,8 @@ def _write(
         )
         rolling = laws.rolling(fit, replicates=200, **options)
     law = fit.to_json() | {"profiles": laws.plain(profiles)}
+    if _PARAMS.value in ("params", "params_no_embed"):  # the names that a preflight knows
+        law["count"] = _PARAMS.value
     law["specifications"] = [laws.plain(choice) for choice in choices]
     (folder / "law.json").write_text(json.dumps(law, indent=2, allow_nan=False) + "\n")
     console.print(f"law: {folder / 'law.json'}", highlight=False)

@@ -1,8 +1,10 @@
 """What a preflight found: tables on the terminal, and one page that opens without a network, with figures."""
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -14,6 +16,7 @@ from deeplearn.preflight import chips
 from deeplearn.preflight.flight import Flight
 from deeplearn.sweep import figures as files, page
 from deeplearn.sweep.style import WIDTH, styled
+from experiments.units import bytes_of, seconds_of
 
 Rows = list[list[str]]
 
@@ -33,6 +36,7 @@ sends of them follows from ring algorithms.</p>
 $collectives
 <h2>The bill</h2>
 $bill
+$more
 <h2>Make it again</h2>
 <pre>$command</pre>
 <h2>Sources</h2>
@@ -45,22 +49,22 @@ def headline(flight: Flight) -> str:
     total, room = flight.compiled.memory.total, flight.room
     where = f"{flight.machine.topology.chips} x {flight.machine.topology.chip.title}"
     if not flight.fits:
-        by = f"It does not fit {where}: {_bytes(total)} of {_bytes(room)} a device."
+        by = f"It does not fit {where}: {bytes_of(total)} of {bytes_of(room)} a device."
         if flight.fix is None:
             return f"{by} No change of mesh, microbatches or recomputation was found that fits."
         setting = " ".join(f"--set {name}={value}" for name, value in flight.fix.overrides.items())
-        return f"{by} Nearest that fits: {setting}, with {_bytes(flight.fix.bytes)}."
+        return f"{by} Nearest that fits: {setting}, with {bytes_of(flight.fix.bytes)}."
     line = flight.roofline
     return (
-        f"It fits {where}: {_bytes(total)} of {_bytes(room)} a device. A step takes {_seconds(line.step)}, bound by "
-        f"{line.bound}, at {100 * line.mfu:.1f} % of the peak FLOP/s."
+        f"It fits {where}: {bytes_of(total)} of {bytes_of(room)} a device. A step takes {seconds_of(line.step)}, "
+        f"bound by {line.bound}, at {100 * line.mfu:.1f} % of the peak FLOP/s."
     )
 
 
 def memory(flight: Flight) -> Rows:
     """Rows of what, bytes and share."""
     parts = flight.compiled.memory._asdict() | {"in all": flight.compiled.memory.total}
-    return [[name, _bytes(value), f"{100 * value / flight.room:.1f} %"] for name, value in parts.items()]
+    return [[name, bytes_of(value), f"{100 * value / flight.room:.1f} %"] for name, value in parts.items()]
 
 
 def step(flight: Flight) -> Rows:
@@ -69,15 +73,15 @@ def step(flight: Flight) -> Rows:
     if line is None:
         return []
     rows = [
-        ["arithmetic", f"{flight.flops.done:.4g} FLOPs on all chips", _seconds(line.compute)],
-        ["main memory", f"{_bytes(flight.moved)} a device", _seconds(line.memory)],
+        ["arithmetic", f"{flight.flops.done:.4g} FLOPs on all chips", seconds_of(line.compute)],
+        ["main memory", f"{bytes_of(flight.moved)} a device", seconds_of(line.memory)],
     ]
     for link in line.links:
-        over = f"{' x '.join(link.axes) or 'no mesh axis'}: {_bytes(link.sent)} sent a device over {link.over}"
-        waits = f", of which {_seconds(link.waits)} beside nothing" if link.waits else ""
-        rows.append(["links", over, "not known" if link.bandwidth is None else _seconds(link.seconds) + waits])
-    rows.append(["a step", f"bound by {line.bound}", _seconds(line.step)])
-    rows.append(["if all overlapped", "", _seconds(line.best)])
+        over = f"{' x '.join(link.axes) or 'no mesh axis'}: {bytes_of(link.sent)} sent a device over {link.over}"
+        waits = f", of which {seconds_of(link.waits)} beside nothing" if link.waits else ""
+        rows.append(["links", over, "not known" if link.bandwidth is None else seconds_of(link.seconds) + waits])
+    rows.append(["a step", f"bound by {line.bound}", seconds_of(line.step)])
+    rows.append(["if all overlapped", "", seconds_of(line.best)])
     rows.append(["utilisation", f"{flight.flops.model:.4g} FLOPs of the model", f"{100 * line.mfu:.1f} %"])
     return rows
 
@@ -85,7 +89,7 @@ def step(flight: Flight) -> Rows:
 def collectives(flight: Flight) -> Rows:
     """Rows of kind, axes, count, bytes and bytes sent."""
     return [
-        [kind, " x ".join(axes) or "none", f"{total['count']:,.0f}", _bytes(total["bytes"]), _bytes(total["sent"])]
+        [kind, " x ".join(axes) or "none", f"{total['count']:,.0f}", bytes_of(total["bytes"]), bytes_of(total["sent"])]
         for (kind, axes), total in flight.collectives.items()
     ]
 
@@ -95,7 +99,7 @@ def bill(flight: Flight) -> Rows:
     b = flight.bill
     if b is None:
         return []
-    rows = [["tokens", f"{b.tokens:,.0f}"], ["steps", f"{b.steps:,.0f}"], ["time", _seconds(3600 * b.hours)]]
+    rows = [["tokens", f"{b.tokens:,.0f}"], ["steps", f"{b.steps:,.0f}"], ["time", seconds_of(3600 * b.hours)]]
     rows.append(["chip-hours", f"{b.chip_hours:,.4g}"])
     rows += [["cost", f"${b.dollars:,.2f}"]] if b.dollars is not None else []
     rows += [["energy", f"{b.kwh:,.4g} kWh"], ["CO2", f"{b.kg_co2:,.4g} kg"]] if b.kwh is not None else []
@@ -116,19 +120,40 @@ def show(console: Console, flight: Flight) -> None:
         console.print(f"[yellow]note:[/yellow] {markup.escape(note)}", highlight=False)
 
 
-def publish(folder: Path, flight: Flight, grid: chips.Grid, command: str) -> Path:
-    """Write folder/preflight.html and folder/figures/*.png; returns where the page lies."""
+class Section(NamedTuple):
+    """A part of the page, and of what is printed: a sentence, tables of (title, columns, rows), and figures by name."""
+
+    title: str
+    sentence: str
+    tables: tuple[tuple[str, tuple[str, ...] | None, Rows], ...]
+    notes: tuple[str, ...] = ()
+    figures: tuple[tuple[str, Figure, str], ...] = ()  # name, figure, caption
+
+
+def show_section(console: Console, section: Section) -> None:
+    """Print a section."""
+    console.print(f"\n[bold]{markup.escape(section.title)}[/bold]\n{markup.escape(section.sentence)}", highlight=False)
+    for title, names, rows in section.tables:
+        _print(console, title, names, rows)
+    for note in section.notes:
+        console.print(f"[yellow]note:[/yellow] {markup.escape(note)}", highlight=False)
+
+
+def publish(folder: Path, flight: Flight, grid: chips.Grid, command: str, sections: Sequence[Section] = ()) -> Path:
+    """Write folder/preflight.html and folder/figures/*.png; returns where the page lies. sections: what comes last."""
     drawn = {"memory": memory_figure(flight)} | ({"step": step_figure(flight)} if flight.roofline else {})
+    drawn |= {name: figure for section in sections for name, figure, _ in section.figures}
     images = files.save(drawn, folder / "figures")
     captions = {
         "memory": "Bytes of one device by kind, against what it has.",
         "step": "Seconds of one step at the chip's peak rates; the longest bar bounds it.",
     }
+    captions |= {name: caption for section in sections for name, _, caption in section.figures}
     shown = {name: page.figure(name, image, captions[name]) for name, image in images.items()}
     topology = flight.machine.topology
     facts = [(f"{flight.parameters.total:,}", "parameters"), (f"{topology.chips}", topology.chip.title)]
     if flight.roofline is not None:
-        facts += [(_seconds(flight.roofline.step), "a step"), (f"{100 * flight.roofline.mfu:.1f} %", "utilisation")]
+        facts += [(seconds_of(flight.roofline.step), "a step"), (f"{100 * flight.roofline.mfu:.1f} %", "utilisation")]
     sources = topology.chip.sources | grid.sources
     body = PAGE.substitute(
         title=escape(f"{flight.run.family} {flight.run.size} on {topology.chips} x {topology.chip.title}"),
@@ -141,6 +166,7 @@ def publish(folder: Path, flight: Flight, grid: chips.Grid, command: str) -> Pat
         step_figure=shown.get("step", ""),
         collectives=page.table(COLLECTIVES, collectives(flight)),
         bill=page.table(("", ""), bill(flight)),
+        more="\n".join(_html(section, shown) for section in sections),
         command=escape(command),
         sources=page.table(("number", "from", "on"), [[name, s.url, s.date] for name, s in sources.items()]),
     )
@@ -158,9 +184,9 @@ def memory_figure(flight: Flight) -> Figure:
     parts = flight.compiled.memory._asdict()
     colours = matplotlib.colormaps["viridis"]([i / len(parts) for i in range(len(parts))])
     for (name, value), colour in zip(parts.items(), colours, strict=True):
-        ax.barh([0], [value / 1e9], left=[left], color=colour, label=f"{name}, {_bytes(value)}")
+        ax.barh([0], [value / 1e9], left=[left], color=colour, label=f"{name}, {bytes_of(value)}")
         left += value / 1e9
-    ax.axvline(flight.room / 1e9, color="#d55e00", label=f"memory, {_bytes(flight.room)}")
+    ax.axvline(flight.room / 1e9, color="#d55e00", label=f"memory, {bytes_of(flight.room)}")
     ax.set(xlabel="GB on one device", yticks=[], xlim=(0, 1.05 * max(left, flight.room / 1e9)))
     figure.legend(loc="outside upper center", ncols=4, fontsize=7.5)
     return figure
@@ -175,10 +201,17 @@ def step_figure(flight: Flight) -> Figure:
     figure = Figure((WIDTH, 0.9 + 0.32 * len(bars)))
     ax = figure.subplots()
     ax.barh(list(bars)[::-1], [1e3 * seconds for seconds in bars.values()][::-1], color="#0072b2", height=0.6)
-    ax.axvline(1e3 * line.step, color="#000000", linewidth=1.0, label=f"a step, {_seconds(line.step)}")
+    ax.axvline(1e3 * line.step, color="#000000", linewidth=1.0, label=f"a step, {seconds_of(line.step)}")
     ax.set(xlabel="milliseconds of one step")
     figure.legend(loc="outside upper right")
     return figure
+
+
+def _html(section: Section, shown: dict[str, str]) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.sentence)}</p>"]
+    parts += [page.items(section.notes, "warnings")] if section.notes else []
+    parts += [f"<p>{escape(title)}</p>{page.table(names or ('', ''), rows)}" for title, names, rows in section.tables]
+    return "\n".join([*parts, *(shown[name] for name, _, _ in section.figures)])
 
 
 def _print(console: Console, title: str, names: tuple[str, ...] | None, rows: Rows) -> None:
@@ -190,17 +223,3 @@ def _print(console: Console, title: str, names: tuple[str, ...] | None, rows: Ro
     for row in rows:
         grid.add_row(*row)
     console.print(grid)
-
-
-def _bytes(number: float) -> str:
-    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return f"{number:.0f} B"
-
-
-def _seconds(number: float) -> str:
-    for factor, unit in ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return f"{1e6 * number:.3g} us"
