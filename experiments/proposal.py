@@ -11,7 +11,7 @@ from deeplearn import families, laws
 from deeplearn.config import ConfigError
 from deeplearn.families import counting
 from deeplearn.laws import written
-from deeplearn.preflight import search as searches
+from deeplearn.preflight import fits, search as searches
 from deeplearn.preflight.bill import Bill, bill
 from deeplearn.preflight.chips import Chip, Grid
 from deeplearn.preflight.search import Search
@@ -64,8 +64,8 @@ def read(path: Path) -> Law:
 
 
 def chip_hours(dollars: float | None, hours: float | None, chip: Chip) -> float:
-    """The budget in hours of one chip. Raises ConfigError unless exactly one is given, and there is a price."""
-    if (dollars is None) == (hours is None):
+    """The budget in hours of one chip. Raises ConfigError unless exactly one is given, and not for nothing."""
+    if (dollars is None) == (hours is None) or not (dollars or hours):
         raise ConfigError("--law wants one budget: --dollars=1000 or --chip_hours=200")
     if dollars is None:
         return hours
@@ -105,6 +105,8 @@ def propose(
         found = searches.search(make_run(size), machine, grid, 1, efficiency, tell)
         if found.best is None:
             least = found.candidates[0]
+            if least.refused:
+                raise ConfigError(f"size {size}, the nearest to the optimum, cannot be compiled: {least.refused}")
             raise ConfigError(
                 f"size {size}, the nearest to the optimum, fits no mesh of {chips} x {chip.title}: the smallest needs "
                 f"{found.bytes(least) / 1e9:.3g} of {found.room / 1e9:.3g} GB a device"
@@ -155,10 +157,11 @@ def _settled(best: Callable[[float], int], make_run: Callable[[int], Run], machi
     size, seen = best(_GUESS), set()
     while size not in seen:
         seen.add(size)
-        steps = [c.estimate.roofline for c in searches.candidates(make_run(size), machine, efficiency)]
-        if not steps:
+        tried = list(searches.candidates(make_run(size), machine, efficiency))
+        fitting = [c for c in tried if c.estimate.bytes <= fits.LIMIT * machine.room]
+        if not fitting:
             break  # the search says why
-        size = best(min(steps, key=lambda line: line.step).mfu)
+        size = best(min((c.estimate.roofline for c in fitting), key=lambda line: line.step).mfu)
     return size
 
 

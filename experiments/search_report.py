@@ -109,10 +109,13 @@ def search_figure(search: Search) -> Figure:
             guesses, places, "o", color=INTERVAL, markerfacecolor="white", markersize=5, label="estimated, corrected"
         )
         ax.plot([x for _, x in real], [i for i, _ in real], "D", color="#000000", markersize=5, label="compiled")
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.08 * max(*guesses, *(x for _, x in real)))
+    widest = sizes.get_xlim()[1]
+    if search.room / 1e9 < 2 * widest:
+        sizes.set_xlim(0, max(widest, 1.05 * search.room / 1e9))
     sizes.axvline(search.room / 1e9, color="#d55e00", label=f"memory, {bytes_of(search.room)}")
     times.set(xlabel="milliseconds of a step", yticks=places)
-    times.set_yticklabels([" ".join(part for part in _settings(c.overrides) if part != NONE) for c in shown])
+    times.set_yticklabels([" \N{MIDDLE DOT} ".join(_settings(c.overrides)) for c in shown])
     times.invert_yaxis()
     sizes.set(xlabel="GB on one device")
     figure.legend(*sizes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -143,7 +146,7 @@ def scaling_figure(points: list[Point]) -> Figure:
         ax.set_xlabel("chips")
     left.set_yscale("log")
     left.set_ylabel("tokens a second")
-    right.set_ylabel("tokens a second and chip, % of the fewest chips")
+    right.set_ylabel("efficiency, %")
     right.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=3)
     return figure
@@ -166,7 +169,10 @@ def search_json(search: Search) -> dict[str, Any]:
 def scaling_section(points: list[Point]) -> Section:
     """Both kinds of scaling as a part of the page."""
     tables = tuple((f"{kind.capitalize()}: {WORDS[kind]}", SCALING, scaling_rows(points, kind)) for kind in KINDS)
-    sentence = "Seconds of a step and tokens a second on slices of the same chip, with meshes of the same axes."
+    sentence = (
+        "Seconds of a step and tokens a second on slices of the same chip, with meshes of the same axes. Latency is "
+        "not modelled: steps of well under a millisecond take longer than this."
+    )
     return Section("Scaling", sentence, tables, (), (("scaling", scaling_figure(points), CAPTIONS["scaling"]),))
 
 
@@ -182,7 +188,8 @@ CAPTIONS = {
     ),
     "scaling": (
         "Filled points are compiled, open ones estimated and corrected by them; a cross does not fit. Strong scaling "
-        "keeps the batch, weak scaling the batch of a chip."
+        "keeps the batch, weak scaling the batch of a chip. Efficiency: tokens a second and chip, against the fewest "
+        "chips."
     ),
 }
 

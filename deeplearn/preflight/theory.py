@@ -40,6 +40,7 @@ from deeplearn.preflight.uses import Use
 from deeplearn.train.run import Run
 
 KEYS = "kv_heads"  # the logical axis of parameters that make what goes round a ring
+LAYERS = "layers"  # that of parameters of layers that are scanned
 
 
 class Estimate(NamedTuple):
@@ -191,8 +192,8 @@ def _whole(run: Run, leaf: Leaf, mesh: Mesh) -> float:
 
 def _gathered(run: Run, leaf: Leaf, mesh: Mesh) -> float:
     """Bytes of one layer of a parameter that are here for a product only."""
-    layers = max((use.inputs and math.prod(leaf.shape) // (use.inputs * use.outputs) for use in leaf.uses), default=1)
-    return _whole(run, leaf, mesh) / max(1, layers) if _gathers(leaf, mesh) else 0.0
+    layers = leaf.shape[leaf.names.index(LAYERS)] if LAYERS in leaf.names else 1
+    return _whole(run, leaf, mesh) / layers if _gathers(leaf, mesh) else 0.0
 
 
 def _local(model: Model, kept: Iterable[Kept], mesh: Mesh) -> list[float]:

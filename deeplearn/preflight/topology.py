@@ -86,7 +86,7 @@ def described(topology: Topology) -> Machine:
     """The topology's devices, for what needs no compiler: of any number. Raises as `machine`."""
     if topology.chip.dimensions and importlib.util.find_spec("libtpu") is not None:
         return machine(topology)
-    return Machine(topology, [Place() for _ in range(topology.chips)], _places(topology), "not compiled")
+    return Machine(topology, [Place() for _ in range(topology.chips)], _standing(topology), "not compiled")
 
 
 def group(machine: Machine, mesh: Mesh, axes: tuple[str, ...]) -> np.ndarray:
@@ -129,10 +129,10 @@ def _emulated(topology: Topology, bound: str) -> Machine:
     devices = jax.devices("cpu")[: topology.chips]
     if len(devices) < topology.chips:
         raise ConfigError(f"{topology.chips} emulated devices are needed and {len(devices)} are here")
-    return Machine(topology, devices, _places(topology), bound)
+    return Machine(topology, devices, _standing(topology), bound)
 
 
-def _places(topology: Topology) -> np.ndarray:
+def _standing(topology: Topology) -> np.ndarray:
     """Places on a torus in C order, else in domains of one switch."""
     if not topology.chip.dimensions:
         return np.stack(np.divmod(np.arange(topology.chips), int(topology.chip.domain or topology.chips)), axis=1)

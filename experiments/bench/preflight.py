@@ -4,8 +4,9 @@
 
 The CPU's rates are measured first, with the same threads. Then each size trains on one device, and the median step is
 held against the roofline at those rates. Then, with the extra `preflight`, a 7B-class model is compiled for
-v5p:4x4x4, models of 8 and of 80 layers for v5p:2x2x2, and 1.2 G parameters with 131,072 tokens of context for v5e:4x4,
-round rings of four devices and with each sequence on one. Prints tables and writes runs/bench/preflight.json.
+v5p:4x4x4, models of 8 and of 80 layers for v5p:2x2x2, 1.2 G parameters with 131,072 tokens of context for v5e:4x4,
+round rings of four devices and with each sequence on one, and the best meshes that a search finds for a model of 35 M.
+Prints tables and writes runs/bench/preflight.json.
 """
 
 import json
@@ -81,6 +82,19 @@ def by_the_tpu_compiler(name: str, table: Any) -> dict[str, Any]:
     return {"case": name, **{k: v for k, v in flights.to_json(flight).items() if k not in ("config", "chip")}}
 
 
+def searched(table: Any) -> dict[str, Any]:
+    """The best of a search, and how far theory was off where the compiler was asked."""
+    from deeplearn.preflight import search as searches, topology as topologies
+
+    run = a_run({**LONG, "size": "512", "batch_size": "512"})
+    machine = topologies.machine(topologies.parse("v5p:2x2x2", 1, table))
+    found = searches.search(run, machine, table.grid, run.budget)
+    return {
+        "meshes": len(found.candidates), "bytes_off": found.bytes_off, "step_off": found.step_off,
+        "best": found.best.overrides, "candidates": searches.to_json(found),
+    }  # fmt: skip
+
+
 def main(argv: list[str]) -> int:
     del argv
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -101,7 +115,7 @@ def main(argv: list[str]) -> int:
         shares = (f"{row[f'{name}_s'] / row['measured_s']:.2f}" for name in ("predicted", "sum"))
         grid.add_row(str(row["width"]), *seconds, *shares)
     console.print(grid)
-    there = []
+    there, search = [], None
     if not _SKIP_TPU.value and importlib.util.find_spec("libtpu") is not None:
         for name in TPU:
             there.append(by_the_tpu_compiler(name, chips.load()))
@@ -110,7 +124,13 @@ def main(argv: list[str]) -> int:
             told = f"fits, {100 * line['mfu']:.1f} % utilisation" if last["fits"] else "does not fit"
             seconds = f"lowered in {last['lowering_s']:.0f} s, compiled in {last['compiling_s']:.0f} s"
             console.print(f"{name}: {seconds}, {needed}, {told}", highlight=False)
-    out.write_text(json.dumps({"cpu": rows, "tpu": there}, indent=2) + "\n")
+        search = searched(chips.load())
+        console.print(
+            f"search of {search['meshes']} meshes: the best is {search['best']}; compiled programs take "
+            f"{search['bytes_off']:.2f} times the bytes and {search['step_off']:.2f} times the time of theory",
+            highlight=False,
+        )
+    out.write_text(json.dumps({"cpu": rows, "tpu": there, "search": search}, indent=2) + "\n")
     console.print(f"figures: {out}", highlight=False)
     return 0
 
