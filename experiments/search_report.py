@@ -33,10 +33,11 @@ def headline(search: Search) -> str:
         least = f"{bytes_of(search.bytes(first))} of {bytes_of(search.room)}"
         return f"{tried} none fits: the smallest takes {least} a device."
     settings = " ".join(f"--set {name}={value}" for name, value in search.best.overrides.items())
+    off = search.off_of()
     compiled = sum(c.flight is not None for c in search.candidates)
     return (
         f"{tried}, {compiled} of them compiled, the fastest that fits is {settings}. Compiled programs take "
-        f"{search.bytes_off:.2f} times the bytes and {search.step_off:.2f} times the time of the estimate, which the "
+        f"{off.bytes:.2f} times the bytes and {off.step:.2f} times the time of the estimate, which the "
         "ranking takes into account."
     )
 
@@ -99,12 +100,12 @@ def search_figure(search: Search) -> Figure:
     times, sizes = figure.subplots(1, 2, sharey=True)
     places = range(len(shown))
     done = [(i, c.flight) for i, c in enumerate(shown) if c.flight is not None]
-    corrected = [
-        (1e3 * c.estimate.roofline.step * search.step_off, c.estimate.bytes * search.bytes_off / 1e9) for c in shown
-    ]
+    offs = [search.off_of(c) for c in shown]
+    times_guessed = [1e3 * c.estimate.roofline.step * off.step for c, off in zip(shown, offs, strict=True)]
+    bytes_guessed = [c.estimate.bytes * off.bytes / 1e9 for c, off in zip(shown, offs, strict=True)]
     lined = [(i, 1e3 * flight.roofline.step) for i, flight in done if flight.roofline is not None]
     totals = [(i, flight.compiled.memory.total / 1e9) for i, flight in done]
-    for ax, guesses, real in zip((times, sizes), zip(*corrected, strict=True), (lined, totals), strict=True):
+    for ax, guesses, real in zip((times, sizes), (times_guessed, bytes_guessed), (lined, totals), strict=True):
         ax.plot(
             guesses, places, "o", color=INTERVAL, markerfacecolor="white", markersize=5, label="estimated, corrected"
         )
@@ -162,7 +163,7 @@ def search_section(search: Search) -> Section:
 
 def search_json(search: Search) -> dict[str, Any]:
     """The search as a part of preflight.json."""
-    off = {"bytes": search.bytes_off, "step": search.step_off}
+    off = search.off_of()._asdict()
     return {"search": searches.to_json(search), "compiled_over_estimated": off, "meshes": len(search.candidates)}
 
 
@@ -196,7 +197,7 @@ CAPTIONS = {
 
 def _candidate(search: Search, c: Candidate) -> list[str]:
     estimated, line = c.estimate.roofline, c.flight and c.flight.roofline
-    mfu = line.mfu if line else estimated.mfu / search.step_off
+    mfu = line.mfu if line else estimated.mfu / search.off_of(c).step
     return [
         *_settings(c.overrides), bytes_of(c.estimate.bytes), seconds_of(estimated.step),
         bytes_of(c.flight.compiled.memory.total) if c.flight else NONE, seconds_of(line.step) if line else NONE,

@@ -1,7 +1,7 @@
 """The meshes, recomputation and microbatches worth trying for a run, ranked by theory, the best then compiled.
 
-Theory (`theory.py`) is off by about the same factor for all meshes of one run. So what the compiler says of the best
-corrects the rest, and the next best is compiled, until the first `BEST` of the corrected ranking are all confirmed.
+Theory (`theory.py`) is off by about the same factor for all meshes of the same axes. So what the compiler says of the
+best corrects the rest, and the next best is compiled, until the first `BEST` of the corrected ranking are confirmed.
 """
 
 import math
@@ -36,13 +36,23 @@ class Candidate(NamedTuple):
     refused: str = ""
 
 
+class Off(NamedTuple):
+    """The compiler's figures over theory's."""
+
+    bytes: float = 1.0
+    step: float = 1.0
+
+
 class Search(NamedTuple):
-    """candidates: ranked. room: bytes of one device. bytes_off, step_off: the compiler's figures over theory's."""
+    """candidates: ranked. room: bytes of one device. off: of meshes of the same axes, and of all that are compiled."""
 
     candidates: tuple[Candidate, ...]
     room: int
-    bytes_off: float = 1.0
-    step_off: float = 1.0
+    off: dict[tuple[str, ...] | None, Off] = {}  # noqa: RUF012
+
+    def off_of(self, c: Candidate | None = None) -> Off:
+        """The correction of a candidate, or of all."""
+        return self.off.get(c and _axes(c), self.off.get(None, Off()))
 
     @property
     def best(self) -> Candidate | None:
@@ -51,12 +61,12 @@ class Search(NamedTuple):
 
     def bytes(self, c: Candidate) -> float:
         """Of one device: the compiler's, else corrected theory."""
-        return c.flight.compiled.memory.total if c.flight else c.estimate.bytes * self.bytes_off
+        return c.flight.compiled.memory.total if c.flight else c.estimate.bytes * self.off_of(c).bytes
 
     def step(self, c: Candidate) -> float:
         """Seconds: the compiler's, else corrected theory."""
         known = c.flight is not None and c.flight.roofline is not None
-        return c.flight.roofline.step if known else c.estimate.roofline.step * self.step_off
+        return c.flight.roofline.step if known else c.estimate.roofline.step * self.off_of(c).step
 
     def fits(self, c: Candidate) -> bool:
         return not c.refused and (c.flight.fits if c.flight else self.bytes(c) <= fits.LIMIT * self.room)
@@ -162,16 +172,26 @@ def to_json(search: Search, most: int = 32) -> list[dict[str, Any]]:
 
 def _ranked(search: Search) -> Search:
     """Corrected by what is compiled, and in order: what fits by its step, then the rest by its bytes."""
-    flights_of = [(c, c.flight) for c in search.candidates if c.flight is not None]
-    search = search._replace(
-        bytes_off=_mean(f.compiled.memory.total / c.estimate.bytes for c, f in flights_of),
-        step_off=_mean(f.roofline.step / c.estimate.roofline.step for c, f in flights_of if f.roofline is not None),
-    )
+    compiled = [c for c in search.candidates if c.flight is not None]
+    off = {axes: _off([c for c in compiled if axes in (None, _axes(c))]) for axes in (None, *map(_axes, compiled))}
+    search = search._replace(off=off)
 
     def key(c: Candidate) -> tuple[Any, ...]:
         return (0, search.step(c), search.bytes(c)) if search.fits(c) else (1, bool(c.refused), search.bytes(c))
 
     return search._replace(candidates=tuple(sorted(search.candidates, key=key)))
+
+
+def _axes(c: Candidate) -> tuple[str, ...]:
+    return tuple(sharding.parse(c.run.mesh))
+
+
+def _off(compiled: list[Candidate]) -> Off:
+    lined = [(c.flight.roofline.step, c.estimate.roofline.step) for c in compiled if c.flight.roofline is not None]
+    return Off(
+        _mean(c.flight.compiled.memory.total / c.estimate.bytes for c in compiled),
+        _mean(real / guessed for real, guessed in lined),
+    )
 
 
 def _mean(ratios: Iterator[float]) -> float:
