@@ -177,18 +177,18 @@ def sized(size):
 def test_a_law_and_a_budget_make_a_run():
     """The machine is slow, so that the sizes are small."""
     chip = dataclasses.replace(TABLE.chip("h100"), peak=1e12, bandwidth=1e12)
-    there = topologies.machine(Topology(chip, (2,)))
-    few, many = (proposal.propose(LAW, hours, sized, there, TABLE.grid) for hours in (0.003, 0.3))
+    there = topologies.machine(Topology(chip, (1,)))
+    few, many = (proposal.propose(LAW, hours, sized, there, TABLE.grid) for hours in (0.0003, 0.03))
     assert few.run.size < many.run.size and few.run.budget < many.run.budget and few.loss.value > many.loss.value
     p = many
     flight = p.search.best.flight
     assert p.params == flight.parameters.without_embeddings and p.run.budget % p.run.tokens_per_step == 0
-    assert p.bill.chip_hours == pytest.approx(0.3, rel=0.01) and p.bill.dollars == pytest.approx(0.3 * 3.99, rel=0.01)
+    assert p.bill.chip_hours == pytest.approx(0.03, rel=0.01) and p.bill.dollars == pytest.approx(0.03 * 3.99, rel=0.01)
     by_hand = 1.7 + 400 * p.params**-0.34 + 400 * p.run.budget**-0.28
     assert p.loss.value == pytest.approx(by_hand) and p.loss.lo < by_hand < p.loss.hi
     ladder = [proposal.counted(sized(size), "params_no_embed") for size in transformer.SIZES]
     assert p.params == min(ladder, key=lambda n: max(n / p.ideal[0], p.ideal[0] / n))
-    assert p.ideal[0] * p.ideal[1] * 6 == pytest.approx(0.3 * 3600 * 1e12 * flight.roofline.mfu)
+    assert p.ideal[0] * p.ideal[1] * 6 == pytest.approx(0.03 * 3600 * 1e12 * flight.roofline.mfu)
     assert f"{p.run.budget / 1e6:.3g} times the D" in p.notes[0] and "does not carry over" in p.notes[-1]
     assert f"{p.loss.value:.4f} nats/token (95 % band" in search_report.proposal_headline(p)
     json.dumps(proposal.to_json(p), allow_nan=False)
