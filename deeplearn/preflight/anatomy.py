@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from deeplearn import families
+from deeplearn import families, sharding
 from deeplearn.config import overlay
 from deeplearn.preflight import fits, roofline
 from deeplearn.preflight.uses import Use, uses
@@ -89,7 +89,7 @@ def _of_model(run: Run) -> Model:
 
 @functools.lru_cache(maxsize=64)
 def _of_pass(run: Run) -> Pass:
-    family, work = families.get(run.family), roofline.flops(run)
+    family, work = families.get(run.family), roofline.flops(run, sharding.one_device())
     kept, everything = (_kept(family, model, run.precision) for model in (run.model, _plain(run.model)))
     again = min(1.0, 3 * (work.done / work.model - 1)) if work.model else 0.0  # a forward pass is a third of the FLOPs
     return Pass(kept, everything, work.model, work.done, again)

@@ -32,6 +32,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from deeplearn import families, sharding
+from deeplearn.layers.pipeline import bubble, pieces_of
 from deeplearn.preflight import roofline as rooflines
 from deeplearn.preflight.anatomy import Kept, Leaf, Model, of_model, of_pass
 from deeplearn.preflight.collectives import Collective
@@ -221,10 +222,8 @@ class _Stages(NamedTuple):
 
 
 def _stages(run: Run, mesh: Mesh) -> _Stages:
-    """A circular schedule (Narayanan et al. 2021, arXiv 2104.04473) of M pieces, at most four a stage, in R rounds.
-
-    In each of M R + S - 1 ticks a stage sends two pieces, and in S - 1 of them it has none to work at.
-    """
+    """The schedule of `layers/pipeline.py`: in each of M R + S - 1 ticks a stage sends two pieces, and in S - 1 of them
+    it has none to work at."""
     found = {
         axis
         for leaf in of_model(run).leaves
@@ -232,12 +231,11 @@ def _stages(run: Run, mesh: Mesh) -> _Stages:
         if _stacked(leaf, d) and sharding.ACTIVATIONS.get(leaf.names[d]) != axis
     }
     stages = _places(found, mesh)
-    here = run.batch_size // run.microbatches * stages / sharding.batch_places(mesh)  # rows that pass a stage
-    pieces = stages * next((n for n in range(4, 0, -1) if here % (n * stages) == 0), 1)
-    rounds = getattr(run.model, "rounds", 1)
+    here = run.batch_size // run.microbatches // sharding.batch_places(mesh)  # rows of a device outside them
+    pieces, rounds = pieces_of(here, stages), getattr(run.model, "rounds", 1)
     ticks = pieces * rounds + stages - 1
-    rows = run.microbatches * 2 * ticks * here / pieces if stages > 1 else 0.0
-    return _Stages(tuple(found), (stages - 1) / ticks, rows)
+    rows = run.microbatches * 2 * ticks * here * stages / pieces if stages > 1 else 0.0
+    return _Stages(tuple(found), bubble(stages, rounds, pieces), rows)
 
 
 def _state(model: Model, mesh: Mesh) -> float:
