@@ -4,9 +4,10 @@
 
 The CPU's rates are measured first, with the same threads. Then each size trains on one device, and the median step is
 held against the roofline at those rates. Then, with the extra `preflight`, a 7B-class model is compiled for
-v5p:4x4x4, models of 8 and of 80 layers for v5p:2x2x2, 1.2 G parameters with 131,072 tokens of context for v5e:4x4,
-round rings of four devices and with each sequence on one, and the best meshes that a search finds for a model of 35 M.
-Prints tables and writes runs/bench/preflight.json.
+v5p:4x4x4, a 70B-class one for v5p:8x8x8, a mixture of 64 experts for v5e:16x16, models of 8 and of 80 layers for
+v5p:2x2x2, and 1.2 G parameters with 131,072 tokens of context for v5e:4x4, round rings of four devices and with each
+sequence on one. Last come the best meshes that a search finds for a model of 35 M. Prints tables and writes
+runs/bench/preflight.json.
 """
 
 import json
@@ -25,23 +26,54 @@ from experiments import cli
 SIZES = (32, 64, 128, 256)
 LONG = {"model.scan_layers": "true", "model.remat": "full", "precision": "bfloat16"}
 FAR = {"size": "2048", "length": "131072", "model.loss_chunk": "1024"}  # one sequence in each place of the batch
+# Name of the case -> config, topology and overrides.
 TPU = {
-    "7B-class, v5p:4x4x4": ("v5p:4x4x4", {"size": "4096", "batch_size": "256", "mesh": "fsdp:64", "length": "2048"}),
-    "8 layers, v5p:2x2x2": ("v5p:2x2x2", {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "8"}),
-    "80 layers, v5p:2x2x2": ("v5p:2x2x2", {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "80"}),
-    "128k context, rings of 4, v5e:4x4": ("v5e:4x4", {**FAR, "batch_size": "4", "mesh": "fsdp:4,context:4"}),
-    "128k context, no ring, v5e:4x4": ("v5e:4x4", {**FAR, "batch_size": "16", "mesh": "fsdp:16"}),
-}
+    "7B-class, v5p:4x4x4": (
+        "transformer",
+        "v5p:4x4x4",
+        {"size": "4096", "batch_size": "256", "mesh": "fsdp:64", "length": "2048"},
+    ),
+    "70B-class, v5p:8x8x8": (
+        "transformer",
+        "v5p:8x8x8",
+        {"size": "8192", "model.depth": "80", "model.heads": "64", "model.kv_heads": "8", "model.mlp": "swiglu",
+         "model.mlp_width": "28672", "model.vocab": "128256", "model.loss_chunk": "512", "length": "4096",
+         "batch_size": "512", "mesh": "fsdp:128,tensor:4"},
+    ),
+    "64 experts of 2048, v5e:16x16": (
+        "moe",
+        "v5e:16x16",
+        {"size": "2048", "model.experts": "64", "model.mlp": "swiglu", "model.mlp_width": "2816",
+         "model.vocab": "32768", "model.loss_chunk": "512", "length": "2048", "batch_size": "512",
+         "mesh": "fsdp:16,expert:16"},
+    ),
+    "8 layers, v5p:2x2x2": (
+        "transformer",
+        "v5p:2x2x2",
+        {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "8"},
+    ),
+    "80 layers, v5p:2x2x2": (
+        "transformer",
+        "v5p:2x2x2",
+        {"size": "512", "batch_size": "64", "mesh": "fsdp:8", "model.depth": "80"},
+    ),
+    "128k context, rings of 4, v5e:4x4": (
+        "transformer",
+        "v5e:4x4",
+        {**FAR, "batch_size": "4", "mesh": "fsdp:4,context:4"},
+    ),
+    "128k context, no ring, v5e:4x4": ("transformer", "v5e:4x4", {**FAR, "batch_size": "16", "mesh": "fsdp:16"}),
+}  # fmt: skip
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each size, of which the median counts.", 1)
 _SKIP_TPU = flags.DEFINE_bool("skip_tpu", False, "Leave out what the TPU compiler takes minutes for.")
 _OUT = flags.DEFINE_string("out", "runs/bench/preflight.json", "Where the figures go.")
 
 
-def a_run(overrides: dict[str, str]) -> Any:
+def a_run(overrides: dict[str, str], config: str = "transformer") -> Any:
     length = overrides.get("length", "128")
     rest = {name: value for name, value in overrides.items() if name != "length"}
-    return cli.get_run(cli.load_config("transformer"), {"model.seq_len": length, "data.seq_len": length, **rest})
+    return cli.get_run(cli.load_config(config), {"model.seq_len": length, "data.seq_len": length, **rest})
 
 
 def on_this_cpu(size: int, table: Any, rounds: int) -> dict[str, Any]:
@@ -76,9 +108,9 @@ def by_the_tpu_compiler(name: str, table: Any) -> dict[str, Any]:
     """Compile time, bytes and roofline of one of `TPU`."""
     from deeplearn.preflight import flight as flights, topology as topologies
 
-    flag, overrides = TPU[name]
-    run = a_run({**LONG, **overrides})
-    flight = flights.preflight(run, topologies.machine(topologies.parse(flag, 1, table)), table.grid, run.budget)
+    config, flag, overrides = TPU[name]
+    run, machine = a_run({**LONG, **overrides}, config), topologies.machine(topologies.parse(flag, 1, table))
+    flight = flights.preflight(run, machine, table.grid, run.budget, mend=False)
     return {"case": name, **{k: v for k, v in flights.to_json(flight).items() if k not in ("config", "chip")}}
 
 
