@@ -72,7 +72,7 @@ def test_the_blocks_that_splash_visits_are_those_of_the_whole_mask():
         ("gpu", {"dtype": jnp.float32}, None),
         ("cpu", {}, None),
     ],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_the_platform_of_the_mesh_chooses(platform, changes, expected):
     query, *_ = shapes(**changes)
