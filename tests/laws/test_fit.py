@@ -151,7 +151,10 @@ def test_best_allocation_is_a_minimum_along_the_budget(small_fit):
 def test_json_is_plain_and_complete(small_fit):
     text = json.dumps(small_fit.to_json(), allow_nan=False)
     law = json.loads(text)
-    assert set(law) == {"form", "unit", "n_runs", "params", "certificate", "widening", "optimal", "warnings"}
+    assert set(law) == {
+        *("form", "unit", "n_runs", "params", "pinned", "noise", "ranges", "draws"),
+        *("certificate", "widening", "optimal", "warnings"),
+    }
     assert law["params"]["alpha"]["value"] == small_fit.params["alpha"].value
     assert law["certificate"]["converged"] is True
     assert [set(entry) for entry in law["optimal"]] == [{"flops", "params", "tokens", "loss"}] * 3
