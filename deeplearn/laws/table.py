@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -101,6 +101,14 @@ class Table:
         clusters, lines = (None if labels is None else labels[rows] for labels in (self.clusters, self.lines))
         return dataclasses.replace(self, columns=columns, clusters=clusters, lines=lines)
 
+    def sample(self, most: int, seed: int = 0) -> Table:
+        """At most so many of the runs, drawn at random, in their order, and a note of it."""
+        if len(self) <= most:
+            return self
+        rows = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
+        note = f"a random sample of {most:,} of {len(self):,} runs"
+        return dataclasses.replace(self.take(rows), notes=(*self.notes, note))
+
 
 def runs(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, unit: str = "nats/token") -> Table:
     """The table of a sweep over N and D: columns [n] of params, tokens and final held-out loss."""
@@ -145,11 +153,20 @@ def _find(header: Sequence[str], kind: str, given: str | None) -> str | None:
     return next((lower[name] for name in NAMES.get(kind, (kind,)) if name in lower), None)
 
 
-def _number(text: str, line: int, column: str) -> float:
+def _numbers(cells: Sequence[str], line_of: np.ndarray, column: str) -> np.ndarray:
     try:
-        return float(text)
+        return np.fromiter(map(float, cells), np.float64, len(cells))
     except ValueError:
+        line, text = next((line, text) for line, text in zip(line_of, cells, strict=True) if not _is_number(text))
         raise TableError(f"line {line}, column {column!r}: {text.strip()!r} is not a number") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_csv(
@@ -181,7 +198,11 @@ def read_csv(
       TableError: one sentence that names the line and column at fault.
     """
     names = dict(names or {})
-    header, rows = _read(path)
+    lines = _lines(path)
+    _, names_of_file = next(lines, (0, []))
+    header = [name for name in names_of_file if name]
+    if not header:
+        raise TableError(f"{os.fspath(path)!r} is empty: its first line must name the columns")
     found = {}  # wanted name -> name in the file
     for name in (*wanted, response):
         # Tokens asked for by name, then FLOPs asked for by name, then whichever is found.
@@ -198,41 +219,61 @@ def read_csv(
     if clusters is not None:
         _find(header, "clusters", clusters)
 
-    notes = []
+    extra = {"status", "split", "unit", clusters} & set(header)
+    places = {name: place for place, name in enumerate(names_of_file) if name in {*found.values(), *extra}}
+    line_of, cells = _cells(lines, places)
+    notes, rows = [], range(len(line_of))
     for column, kept in (("status", "done"), ("split", split)):
         if kept is not None:
-            left = [(line, row) for line, row in rows if row.get(column, DEFAULTS[column]) == kept]
+            here = cells.get(column, [DEFAULTS[column]] * len(line_of))
+            left = [row for row in rows if here[row] == kept]
             if len(left) < len(rows):
                 notes.append(f"{len(rows) - len(left)} of {len(rows)} runs left out: {column} is not {kept!r}")
             rows = left
-    for line, row in rows:
-        short = [name for name in found.values() if row[name] is None]
-        if short:
-            raise TableError(f"line {line}, column {short[0]!r}: the line ends before it")
-    columns = {name: np.array([_number(row[c], line, c) for line, row in rows]) for name, c in found.items()}
+    cells = {name: [column[row] for row in rows] for name, column in cells.items()}
+    line_of = np.array(line_of, np.int64)[np.array(rows, np.int64)]
+    for name in found.values():
+        if None in cells[name]:
+            raise TableError(f"line {line_of[cells[name].index(None)]}, column {name!r}: the line ends before it")
+    columns = {name: _numbers(cells[column], line_of, column) for name, column in found.items()}
     if unit is None:
-        units = {row["unit"] for _, row in rows} if "unit" in header else set()
+        units = set(cells.get("unit", ()))
         if len(units) > 1:
             raise TableError(f"column 'unit' mixes {', '.join(sorted(map(str, units)))}: a law needs one unit")
         unit = units.pop() if units else "nats/token"
-    _check({found[name]: column for name, column in columns.items()}, lambda row: f"line {rows[row][0]}")
+    _check({found[name]: column for name, column in columns.items()}, lambda row: f"line {line_of[row]}")
     if "tokens" in wanted and "tokens" not in columns:
         columns["tokens"] = columns["flops"] / (6.0 * columns["params"])
     columns = {name: column for name, column in columns.items() if name in (*wanted, response, *also)}
-    labels = None if clusters is None else np.array([row[clusters] for _, row in rows])
-    return Table(columns, response, unit, tuple(notes), labels, np.array([line for line, _ in rows], np.int64))
+    labels = None if clusters is None else np.array(cells[clusters])
+    return Table(columns, response, unit, tuple(notes), labels, line_of)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a csv file that are not empty, each with its number in the file; the first names the columns."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = [name for name in (reader.fieldnames or []) if name]
-            rows = [(reader.line_num, row) for row in reader]
+            reader = csv.reader(file)
+            for row in filter(None, reader):
+                yield reader.line_num, row
     except OSError as error:
         raise TableError(f"cannot read {os.fspath(path)!r}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{os.fspath(path)!r} is not a csv file in UTF-8: {error}") from None
-    if not header:
-        raise TableError(f"{os.fspath(path)!r} is empty: its first line must name the columns")
-    return header, rows
+
+
+def _cells(
+    lines: Iterator[tuple[int, list[str]]], places: Mapping[str, int]
+) -> tuple[list[int], dict[str, list[str | None]]]:
+    """The number of each line, and name -> its cell in each line; None where the line ends before it.
+
+    Only these are held: a million lines are a gigabyte and more as a dictionary each.
+    """
+    line_of, cells = [], {name: [] for name in places}
+    columns, width = [(cells[name], place) for name, place in places.items()], 1 + max(places.values())
+    for number, row in lines:
+        line_of.append(number)
+        row += [None] * (width - len(row))
+        for column, place in columns:
+            column.append(row[place])
+    return line_of, cells
