@@ -22,6 +22,7 @@ from deeplearn.laws.table import Table
 from deeplearn.laws.uncertainty import Interval, percentile_interval
 
 LEAST_POINTS = 3  # of a power law of optimal sizes
+MOST = 2**12  # runs that approaches 1 and 2 look at, in every replicate at once
 ENVELOPE = 200  # computes at which approach 1 looks for the best size
 
 
@@ -84,6 +85,7 @@ def compare_approaches(
 
     Intervals are 95 % percentiles of the pairs bootstrap, by clusters if the table has them. A replicate in which an
     approach finds no power law counts as anything, so that with more than a few of them the approach is not heard.
+    Approaches 1 and 2 see a random sample of more than MOST runs.
 
     Args:
       table: runs with params, tokens and loss.
@@ -94,14 +96,17 @@ def compare_approaches(
       seed: of the resampling.
     """
     flops = np.atleast_1d(np.asarray(flops, np.float64))
+    fitted = fit(table, replicates=replicates, seed=seed) if fitted is None else fitted
+    whole, table = table, table.sample(MOST, seed)
     draws = search.pairs(np.random.default_rng(seed), len(table), replicates, table.clusters, None)
     weights = np.concatenate([np.ones((1, len(table))), *(w for w, _ in draws)])
-    notes = _compute_notes(table)
+    own = _compute_notes(table)
+    notes = (*table.notes[len(whole.notes) :], *own)
     rows = (
         _envelope(table, flops, weights, notes),
         _isoflop(table, flops, weights, budgets, 2, notes),
         _isoflop(table, flops, weights, budgets, 3, notes),
-        _parametric(fit(table, replicates=replicates, seed=seed) if fitted is None else fitted, flops, notes),
+        _parametric(fitted, flops, own),
     )
     spread, sentences = _spread(rows, flops)
     return Approaches(flops, rows, spread, sentences)

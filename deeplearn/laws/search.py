@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -13,7 +13,8 @@ GRID = 64  # exponents that each refit tries for each of the first two; a quarte
 AT_OPTIMUM = 1e-6  # relative
 TOLERANCE = 1e-9  # of a refit: far below the scatter between them
 WEIGHTS = 2**24  # numbers of weights held at once
-SCREEN = 8192  # of more runs than this, the random starts see a sample, and only the best of them all
+SCREEN = 8192  # of more runs than this, random starts see a sample, and only the best of them all
+PART = 2**15  # of more runs than this, the bootstrap draws from parts of this many
 FINALISTS = 4
 
 Draws = Iterable[tuple[np.ndarray, np.ndarray | None]]  # weights [r, n], and what is added to log losses [r, n]
@@ -55,7 +56,7 @@ def _screened(problem: Problem, theta: np.ndarray, w: np.ndarray, rows: np.ndarr
     # The ends of the range stay in: places may be anywhere between them.
     ends = [index for column in problem.x for index in (column.argmin(), column.argmax())]
     rows = np.union1d(rows, ends)
-    sample = dataclasses.replace(problem, x=tuple(column[rows] for column in problem.x), t=problem.t[rows])
+    sample = problem.take(rows)
     found, value = _from_each(sample, theta, w[:, rows])
     finalists = found[np.argsort(value, kind="stable")[:FINALISTS]]
     final, objectives = solve(direct(problem), finalists, np.repeat(w, len(finalists), axis=0))
@@ -65,6 +66,11 @@ def _screened(problem: Problem, theta: np.ndarray, w: np.ndarray, rows: np.ndarr
 def direct(problem: Problem) -> Problem:
     """The problem without the stages that smooth it."""
     return dataclasses.replace(problem, deltas=problem.deltas[-1:])
+
+
+def screen(n: int) -> np.ndarray:
+    """The runs of n that a grid of starts is compared on: all, or SCREEN of them, always the same."""
+    return np.arange(n) if n <= SCREEN else np.sort(np.random.default_rng(0).choice(n, SCREEN, replace=False))
 
 
 def exponents_grid(problem: Problem) -> np.ndarray:
@@ -91,15 +97,18 @@ def refit(problem: Problem, best: np.ndarray, draws: Draws) -> np.ndarray:
     """Best parameters [R, P] for each row of the draws, each with a global search of its own.
 
     A search profiles the coefficients out at a grid over all of the exponents' range, and refines the best of these
-    starts and of `best`, the optimum of all the runs. With up to two exponents only the better one is refined.
+    starts and of `best`, the optimum of all the runs. With up to two exponents only the better one is refined. Of more
+    than SCREEN runs the grid sees a sample.
     """
     theta = exponents_grid(problem)
     quick = dataclasses.replace(
         problem, deltas=np.maximum(problem.deltas[-1:], 1e-6)
     )  # scatter needs no L1 to 9 digits
+    seen = screen(len(problem.t))
+    sample = problem.take(seen)
     cloud = []
     for w, shift in draws:
-        starts, cost = profile(problem, theta, w, shift)
+        starts, cost = profile(sample, theta, w[:, seen], None if shift is None else shift[:, seen])
         far, near = starts[np.arange(len(w)), cost.argmin(axis=1)], np.tile(best, (len(w), 1))
         if len(best) - len(problem.form.free) <= 2:
             both = np.stack([near, far], axis=1)
@@ -128,6 +137,38 @@ def wild(rng, n: int, replicates: int, clusters: np.ndarray | None, residuals: n
     for rows in _batches(n, replicates):
         signs = rng.choice([-1.0, 1.0], (rows, count))[:, labels]
         yield np.ones((rows, n)), (signs - 1.0) * residuals[None]
+
+
+def bootstrap(
+    problem: Problem,
+    best: np.ndarray,
+    draw: Callable[..., Draws],
+    rng: np.random.Generator,
+    replicates: int,
+    clusters: np.ndarray | None = None,
+) -> np.ndarray:
+    """Bootstrap replicates [R, P] of a fit, drawn by `pairs` or `wild`.
+
+    Of more than PART runs each batch of replicates resamples a random part of them, of whose fit they are taken as
+    offsets. The scatter of a fit falls with the root of the number of runs, and so do the offsets (m out of n
+    bootstrap: Bickel, Goetze and van Zwet 1997, Statistica Sinica 7, 1-31). A replicate of a million runs then costs no
+    more than one of a part.
+    """
+    n = len(problem.t)
+    if n <= PART:
+        residuals = problem.t - problem.form.log_loss(best, problem.x, problem.at)
+        return refit(problem, best, draw(rng, n, replicates, clusters, residuals))
+    labels, count = _labels(n, clusters)
+    chosen = max(2, count * PART // n)
+    cloud = []
+    for size in _batches(PART, replicates):
+        rows = np.flatnonzero(np.isin(labels, rng.choice(count, chosen, replace=False)))
+        part = problem.take(rows)
+        (center,) = refit(part, best, [(np.ones((1, len(rows))), None)])
+        residuals = part.t - part.form.log_loss(center, part.x, part.at)
+        some = refit(part, center, draw(rng, len(rows), size, labels[rows], residuals))
+        cloud.append(best + np.sqrt(chosen / count) * (some - center))
+    return np.concatenate(cloud)
 
 
 def _labels(n: int, clusters: np.ndarray | None) -> tuple[np.ndarray, int]:

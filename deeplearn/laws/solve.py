@@ -67,6 +67,10 @@ class Problem:
         low, high = self.form.bounds(dict(zip(self.form.columns, self.x, strict=True)), self.at)
         return np.concatenate([np.zeros(k), low]), np.concatenate([np.full(k, np.inf), high])
 
+    def take(self, rows: np.ndarray) -> Problem:
+        """The problem of the runs that an index or boolean array selects, with the same centres."""
+        return dataclasses.replace(self, x=tuple(column[rows] for column in self.x), t=self.t[rows])
+
 
 class _Task(NamedTuple):
     """What all problems share: all that is asked for enters as numbers of one shape, as compiling is dear."""
