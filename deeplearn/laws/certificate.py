@@ -39,6 +39,12 @@ def jacobian(problem: Problem, p_P: np.ndarray) -> np.ndarray:
     return (np.array(ahead) - np.array(behind)).T / (2 * step)
 
 
+def inside(problem: Problem, p_P: np.ndarray) -> np.ndarray:
+    """Which parameters [P] lie between their bounds, and so can move either way."""
+    low_P, high_P = problem.bounds
+    return (low_P < p_P) & (p_P < high_P)
+
+
 def certify(problem: Problem, best: np.ndarray, residuals: np.ndarray, at_optimum: float, objective: float):
     """The certificate of a fit. residuals: log measured - log fitted loss [n]."""
     j_NxP = jacobian(problem, best)

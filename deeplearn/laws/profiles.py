@@ -9,12 +9,14 @@ import dataclasses
 
 import numpy as np
 
+from deeplearn.laws.certificate import inside, jacobian
 from deeplearn.laws.fitting import Fit
 from deeplearn.laws.forms import Log
-from deeplearn.laws.search import direct, exponents_grid
+from deeplearn.laws.residuals import student
+from deeplearn.laws.search import WEIGHTS, direct, exponents_grid, screen
 from deeplearn.laws.solve import Problem, profile, solve
+from deeplearn.laws.uncertainty import LEVEL
 
-NORMAL_975 = 1.959964
 STRETCH = 4.0  # a coefficient's grid spans this many times the range of its bootstrap replicates
 FAR_STARTS = 3  # of each value, beside the optimum of the fit
 REFINEMENTS = 2
@@ -47,28 +49,47 @@ class Profile:
     identified: bool
 
 
-def rise(fit: Fit) -> float:
-    """How much the objective may rise within a 95 % interval of one parameter.
+def rise(fit: Fit, problem: Problem, best: np.ndarray, index: int) -> float:
+    """How much the objective may rise within the 95 % interval of one parameter.
 
-    By the likelihood ratio test for robust fits (Schrader and Hettmansperger 1980, Biometrika 67, 93-101), twice the
-    rise times E psi' / E psi^2 is chi-square with 1 degree of freedom, psi being the derivative of the loss function.
-    For least squares that is the F test. As for the noise of a run, the residuals that are nearly 0 because the fit
-    runs through them are left out, and the quantile is Student's, since the scale is estimated.
+    With H the Hessian of the objective and J the variance of its gradient, twice the rise is chi-square with 1 degree
+    of freedom times the parameter's entry of H^-1 J H^-1 over that of H^-1 (Kent 1982, Biometrika 69, 19-27). Were all
+    runs equally noisy, this would be E psi^2 / E psi', psi the derivative of the loss function (Schrader and
+    Hettmansperger 1980, Biometrika 67, 93-101), and for least squares the F test; but runs that are noisier than the
+    others where they bear on the parameter widen its interval. The quantile is Student's, since scales are estimated.
+
+    Args:
+      fit: the fit.
+      problem: what is profiled: the fit's, with the parameter among the exponents.
+      best: the optimum of `problem` [P].
+      index: of the parameter.
     """
-    problem, error_n = fit.problem, fit.residuals
+    error_n, j_NxP = fit.residuals, jacobian(problem, best)
     if problem.linear:
         error_n = np.exp(problem.t) * -np.expm1(-fit.residuals)
-    size = int(np.sum(problem.bounds[0] < problem.bounds[1]))  # parameters that are not pinned
-    dof = max(len(error_n) - size, 1)
-    kept = np.sort(np.abs(error_n))[-dof:]
+        j_NxP = j_NxP * np.exp(problem.t - fit.residuals)[:, None]
+    low_P, high_P = problem.bounds
+    free_P = inside(problem, best) | (np.arange(len(best)) == index)
+    size = int(np.sum(low_P < high_P))  # parameters that are not pinned
+    n, dof = len(error_n), max(len(error_n) - size, 1)
+    # A fit runs through as many runs as it has parameters, whose residuals say nothing.
+    size_n = np.abs(error_n)
+    told_n = np.argsort(np.argsort(size_n, kind="stable")) >= n - dof
+    kept = size_n[told_n]
     delta = problem.deltas[-1]
-    # E psi' is the share of the residuals within delta; where that is few of them, their density at 0 from a wider
-    # window: Silverman's bandwidth for a normal density.
+    # psi' is 1 within delta; where few runs are, their density at 0 comes from a wider window: Silverman's bandwidth
+    # for a normal density.
     window = max(delta, 1.06 * min(np.std(kept), 1.4826 * np.median(kept)) * dof**-0.2)
-    slope = np.mean(kept <= window) * min(1.0, delta / window)
-    psi_square = np.mean(np.minimum(kept, delta) ** 2)
-    student = NORMAL_975 + (NORMAL_975**3 + NORMAL_975) / (4 * dof)
-    return float(0.5 * student**2 * psi_square / max(slope, 1e-300))
+    slope_n = told_n * (size_n <= window) * min(1.0, delta / window)
+    square_n = told_n * np.minimum(size_n, delta) ** 2
+    # Few runs do not show where noise is large: as many as there are parameters speak for equal noise.
+    equal = size / (size + dof)
+    slope_n, square_n = ((1 - equal) * v + equal * np.mean(v) for v in (slope_n, square_n))
+    j_NxP = j_NxP[:, free_P]
+    inverse = np.linalg.pinv(j_NxP.T @ (j_NxP * slope_n[:, None]), hermitian=True)
+    sandwich = inverse @ (j_NxP.T @ (j_NxP * square_n[:, None])) @ inverse
+    at = int(np.sum(free_P[:index]))
+    return float(0.5 * student(dof, 1 - LEVEL) ** 2 * sandwich[at, at] / inverse[at, at])
 
 
 def profile_interval(fit: Fit, name: str, points: int = 25) -> Profile:
@@ -93,7 +114,7 @@ def profile_interval(fit: Fit, name: str, points: int = 25) -> Profile:
         form = problem.form
     index = len(form.free) + list(form.exponents).index(name)
     low, high = (bound[index] for bound in problem.bounds)
-    limit = fit.certificate.objective + rise(fit)
+    limit = fit.certificate.objective + rise(fit, problem, start_P, index)
 
     grid = np.unique(np.append(np.linspace(low, high, points), start_P[index]))
     cost = _costs(problem, index, grid, start_P)
@@ -132,20 +153,32 @@ def _exposed(fit: Fit, name: str) -> tuple[Problem, np.ndarray]:
 def _costs(problem: Problem, index: int, grid: np.ndarray, start_P: np.ndarray) -> np.ndarray:
     """The objective [G] with parameter `index` held at each value of the grid [G], minimised over the others."""
     k, count = len(problem.form.free), len(grid)
+    sample = problem.take(screen(len(problem.t)))
     theta_SxT = exponents_grid(problem)
     theta_GxSxT = np.tile(theta_SxT, (count, 1, 1))
     theta_GxSxT[:, :, index - k] = grid[:, None]
-    ones_1xN = np.ones((1, len(problem.t)))
-    begin, cost = profile(problem, theta_GxSxT.reshape(-1, theta_SxT.shape[1]), ones_1xN)
+    begin, cost = profile(sample, theta_GxSxT.reshape(-1, theta_SxT.shape[1]), np.ones((1, len(sample.t))))
     begin, cost = begin[0].reshape(count, len(theta_SxT), -1), cost[0].reshape(count, -1)
     far = np.take_along_axis(begin, np.argsort(cost, axis=1)[:, :FAR_STARTS, None], axis=1)
     near = np.tile(start_P, (count, 1, 1))
     near[:, 0, index] = grid
     starts = np.concatenate([near, far], axis=1)
     hold = np.arange(len(start_P)) == index
-    rows = starts.reshape(-1, len(start_P))
-    _, value = solve(direct(problem), rows, np.repeat(ones_1xN, len(rows), axis=0), tolerance=TOLERANCE, hold=hold)
-    return value.reshape(count, -1).min(axis=1)
+    found, value = _solved(sample, starts.reshape(-1, len(start_P)), hold)
+    value = value.reshape(count, -1)
+    if len(sample.t) == len(problem.t):
+        return value.min(axis=1)
+    ahead = found.reshape(*value.shape, -1)[np.arange(count), value.argmin(axis=1)]
+    return _solved(problem, ahead, hold)[1]
+
+
+def _solved(problem: Problem, starts: np.ndarray, hold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`solve` without stages from each of the starts [R, P], as many at once as memory has room for."""
+    n = len(problem.t)
+    parts = np.split(starts, np.arange(max(1, WEIGHTS // n), len(starts), max(1, WEIGHTS // n)))
+    done = [solve(direct(problem), p, np.ones((len(p), n)), tolerance=TOLERANCE, hold=hold) for p in parts]
+    found, value = (np.concatenate(part) for part in zip(*done, strict=True))
+    return found, value
 
 
 def _ends(cost: np.ndarray, limit: float) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
@@ -156,6 +189,7 @@ def _ends(cost: np.ndarray, limit: float) -> tuple[tuple[int, int] | None, tuple
 
 
 def _between(values: np.ndarray, cost: np.ndarray, pair: tuple[int, int], limit: float) -> float:
-    inner, outer = pair
-    share = (limit - cost[inner]) / (cost[outer] - cost[inner])
-    return float(values[inner] + share * (values[outer] - values[inner]))
+    """Where the cost reaches the limit: near its minimum the root of its rise is a straight line."""
+    inner, outer, reached = np.sqrt(np.append(cost[list(pair)], limit) - cost.min())
+    share = (reached - inner) / (outer - inner)
+    return float(values[pair[0]] + share * (values[pair[1]] - values[pair[0]]))

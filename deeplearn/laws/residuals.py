@@ -86,12 +86,12 @@ def outliers(residuals: np.ndarray, n_fitted: int, level: float) -> tuple[np.nda
     scatter = float(np.median(np.sort(abs(residuals))[-dof:])) / 0.6745
     if scatter < 1e-9:
         return np.zeros(0, np.int64), scatter
-    limit = scatter * _student(max(MEDIAN_DOF * dof, 1.0), level / n)
+    limit = scatter * student(max(MEDIAN_DOF * dof, 1.0), level / n)
     far = np.flatnonzero(abs(residuals) > limit)
     return far[np.argsort(-abs(residuals[far]))], scatter
 
 
-def _student(dof: float, level: float) -> float:
+def student(dof: float, level: float) -> float:
     """t beyond which Student's distribution has `level` in both tails, by bisection of its logarithm."""
     low, high = -10.0, 40.0
     for _ in range(40):
