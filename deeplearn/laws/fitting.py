@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from deeplearn.laws import search, uncertainty, verdicts, written
 from deeplearn.laws.allocation import Allocation, optimal_params
 from deeplearn.laws.catalogue import FORMS
-from deeplearn.laws.certificate import Certificate, certify
+from deeplearn.laws.certificate import Certificate, certify, inside, jacobian
 from deeplearn.laws.forms import Form
 from deeplearn.laws.plain import plain
 from deeplearn.laws.solve import Problem, stages
@@ -57,6 +58,7 @@ class Fit:
     best: np.ndarray = dataclasses.field(repr=False)
     cloud: np.ndarray = dataclasses.field(repr=False)
     _noise: float = dataclasses.field(repr=False)  # half-width of the 95 % interval of one run's noise, in log loss
+    _linear: uncertainty.Linear = dataclasses.field(repr=False)
 
     def curve(self, *values: np.ndarray | float) -> np.ndarray:
         """Predicted loss at values of the law's columns, in their order (params, tokens ...), which broadcast."""
@@ -75,7 +77,9 @@ class Fit:
         values = np.broadcast_arrays(*values)
         center = self._log_loss(self.best[None], values)[0]
         draws = self._log_loss(self.cloud, values).reshape(len(self.cloud), -1)
-        low, high = uncertainty.band(center.ravel(), draws, self._noise, self.widening)
+        there = dataclasses.replace(self.problem, x=self._centred(values))
+        sides = uncertainty.law(center.ravel(), draws, self._linear, jacobian(there, self.best))
+        low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], self._noise, self.widening)
         return Prediction(*(np.exp(end).reshape(center.shape) for end in (center, low, high)))
 
     def optimal(self, flops: np.ndarray | float) -> Allocation:
@@ -129,8 +133,40 @@ class Fit:
         if len(values) != len(law.columns):
             raise ValueError(f"the {self.form} law takes {', '.join(law.columns)}; {len(values)} values were given")
         values = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values))
-        x = tuple(np.log(value).ravel() - mean for value, mean in zip(values, at, strict=False))
-        return (_laws(law, p_RxP, x, at) + at[-1]).reshape((len(p_RxP), *values[0].shape))
+        log_loss = _laws(law, p_RxP, self._centred(values), at) + at[-1]
+        return log_loss.reshape((len(p_RxP), *values[0].shape))
+
+    def _centred(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What the problem takes for values of the law's columns, each of the same shape of m numbers: [m]."""
+        return tuple(np.log(value).ravel() - mean for value, mean in zip(values, self.problem.at, strict=False))
+
+
+def _held_out(problem: Problem, best: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """`misses` of rolling hold-outs: fits to the runs in each mask [S, n], with replicates, against the others."""
+    if len(problem.t) <= search.PART:
+        fits_RxP = search.refit(problem, best, uncertainty.split_draws(rng, masks))
+        parts, rows = np.split(fits_RxP, len(masks)), np.arange(len(problem.t))
+    else:
+        parts, rows = [], np.sort(rng.choice(len(problem.t), search.PART, replace=False))
+        for mask in masks:
+            part = problem.take(mask)
+            (fit_P,) = search.refit(part, best, [(np.ones((1, len(part.t))), None)])
+            cloud_RxP = search.bootstrap(part, fit_P, search.pairs, rng, uncertainty.SPLIT_REPLICATES)
+            parts.append(np.concatenate([fit_P[None], cloud_RxP]))
+    held_out = []
+    for mask, fits_RxP in zip(masks, parts, strict=True):
+        told = _linear(problem.take(mask), fits_RxP[0])
+        left = problem.take(rows[~mask[rows]])
+        predicted = _laws(left.form, fits_RxP, left.x, left.at)
+        sides = uncertainty.law(predicted[0], predicted[1:], told, jacobian(left, fits_RxP[0]))
+        held_out.append(uncertainty.misses(left.t - predicted[0], sides, told))
+    return held_out
+
+
+def _linear(problem: Problem, best: np.ndarray) -> uncertainty.Linear:
+    """What a linear fit with these derivatives would know; parameters at a bound are held."""
+    residuals = problem.t - problem.form.log_loss(best, problem.x, problem.at)
+    return uncertainty.linear(jacobian(problem, best) * inside(problem, best), residuals)
 
 
 def _laws(form: Form, p_RxP: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:
@@ -194,15 +230,9 @@ def fit(
     residuals = t - law.log_loss(best, x, at)
 
     draw = search.pairs if bootstrap == "pairs" else search.wild
-    cloud = search.refit(problem, best, draw(rng, n, replicates, table.clusters, residuals))
-
-    # Rolling hold-outs along each column: fits to the smaller runs, with replicates of their own, against the larger.
-    masks, held_out = uncertainty.splits([table[name] for name in law.columns], size), []
-    if len(masks):
-        fits = search.refit(problem, best, uncertainty.split_draws(rng, masks))
-        for mask, fits_RxP in zip(masks, np.split(fits, len(masks)), strict=True):
-            held_out.append(uncertainty.misses(t, _laws(law, fits_RxP, x, at), mask, size))
-    widening = uncertainty.widening(held_out)
+    cloud = search.bootstrap(problem, best, draw, rng, replicates, table.clusters)
+    masks = uncertainty.splits([table[name] for name in law.columns], size)
+    widening = uncertainty.widening(_held_out(problem, best, masks, rng)) if len(masks) else 1.0
 
     values, clouds = law.original(best[None], at), law.original(cloud, at)
     params = {
@@ -225,4 +255,5 @@ def fit(
         best=best,
         cloud=cloud,
         _noise=uncertainty.noise(rng, residuals, size),
+        _linear=_linear(problem, best),
     )

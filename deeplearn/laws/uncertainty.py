@@ -7,6 +7,13 @@ The 95 % band of one new run adds two parts in quadrature, each side on its own,
   grows beyond them in every direction, at the pace at which the runs stop saying anything; so should distrust of the
   law. It is read at the deciles: of a few runs some replicates cannot be fitted, and the tails are theirs.
 
+Few runs need what theory says of a linear fit of p parameters to n of them. The bootstrap of pairs is close to the
+jackknife, whose variance is too large by the leverage, n / (n - p) on average (MacKinnon and White 1985, Journal of
+Econometrics 29, 305-325), and as uncertain as one of few degrees of freedom: those of the runs that bear on the place
+(Bell and McCaffrey 2002, Survey Methodology 28, 169-181). So it is taken (n - p) / n times, and has the weight of these
+degrees of freedom beside p which say that all runs are equally noisy; the variance is then s^2 g' (J' J)^-1 g, of
+derivatives J at the runs and g there. As s^2 has n - p degrees of freedom, the quantile is Student's.
+
 `widening` is calibrated on the runs themselves by rolling hold-outs (rolling-origin evaluation, Tashman 2000): along
 each column of the law, fits to the runs with small values predict those with large ones. The widening k is that of
 greatest likelihood for what they missed, if errors have variance s^2 + k^2 h^2: s^2 of their residuals, h^2 of their
@@ -19,11 +26,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from deeplearn.laws.residuals import student
+
 LEVEL = 0.95
-Z = 1.95996  # half-width of a Gaussian's 95 % interval, in standard deviations
 DECILE, Z_DECILE = 0.1, 1.28155
 SPLITS = (0.5, 0.6, 0.7, 0.8, 0.9)  # rolling hold-outs: the share of the runs, smallest first, that is fitted
 SPLIT_REPLICATES = 100
@@ -32,6 +41,7 @@ WIDENINGS = np.geomspace(1, 16, 97)
 NOISE_DRAWS = 4000
 EXACT = 1e-8  # standard deviation of log loss below which only rounding is left
 WEIGHTS = 2**24  # numbers of weights held at once
+BLOCK = 2**15  # runs whose derivatives are multiplied at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +95,72 @@ def scatter(center: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.maximum(center - low, 0.0) / Z_DECILE, np.maximum(high - center, 0.0) / Z_DECILE
 
 
-def band(center: np.ndarray, draws: np.ndarray, noise: float, widening: float) -> tuple[np.ndarray, np.ndarray]:
-    """Band (lo, hi) of log loss [m] of one new run, from draws of the law [R, m] and the half-width of the noise."""
-    below, above = scatter(center, draws)
-    return center - np.hypot(noise, Z * widening * below), center + np.hypot(noise, Z * widening * above)
+class Linear(NamedTuple):
+    """What a linear least-squares fit to equally noisy runs would know.
+
+    Attributes:
+      variance: of one run's noise.
+      inverse_PxP: of the sum over runs of j j', j their derivatives: times the variance, the parameters' covariance.
+      fourth_QxQ: sum over runs of (j j')(j j')', Q = P^2.
+      runs: n, and n - P.
+    """
+
+    variance: float
+    inverse_PxP: np.ndarray
+    fourth_QxQ: np.ndarray
+    runs: tuple[int, int]
+
+
+def linear(j_NxP: np.ndarray, residuals: np.ndarray) -> Linear:
+    """From the derivatives of log loss at the runs, 0 for a parameter that is held, and the residuals [n]."""
+    n, size = j_NxP.shape
+    dof = max(n - size, 1)
+    length_P = np.linalg.norm(j_NxP, axis=0)
+    length_P = np.where(length_P > 0, length_P, 1.0)
+    unit_NxP = j_NxP / length_P
+    inverse_PxP = np.linalg.pinv(unit_NxP.T @ unit_NxP, hermitian=True) / np.outer(length_P, length_P)
+    fourth_QxQ = np.zeros((size**2, size**2))
+    for some_MxP in np.split(j_NxP, np.arange(BLOCK, n, BLOCK)):
+        square_MxQ = (some_MxP[:, :, None] * some_MxP[:, None]).reshape(len(some_MxP), -1)
+        fourth_QxQ += square_MxQ.T @ square_MxQ
+    return Linear(float(np.sum(residuals**2) / dof), inverse_PxP, fourth_QxQ, (n, dof))
+
+
+def law(center: np.ndarray, draws: np.ndarray, told: Linear, g_MxP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations (below, above) [m] of the fitted log loss, for as few runs as there are.
+
+    Args:
+      center: fitted log loss [m].
+      draws: of its bootstrap replicates [R, m].
+      told: what a linear fit would know.
+      g_MxP: derivatives of log loss there.
+    """
+    n, dof = told.runs
+    u_MxP = g_MxP @ told.inverse_PxP
+    square_M = np.maximum(np.sum(u_MxP * g_MxP, axis=1), 0.0)  # sum over runs of q^2, q the pull of a run there
+    uu_MxQ = (u_MxP[:, :, None] * u_MxP[:, None]).reshape(len(u_MxP), -1)
+    fourth_M = np.sum(uu_MxQ @ told.fourth_QxQ * uu_MxQ, axis=1)
+    bearing_M = square_M**2 / np.maximum(fourth_M, 1e-300) * dof / n
+    weight_M = bearing_M / (bearing_M + g_MxP.shape[1])
+    equal_M = (1 - weight_M) * told.variance * square_M
+    below, above = (np.sqrt(weight_M * (dof / n) * side**2 + equal_M) for side in scatter(center, draws))
+    return below, above
+
+
+def band(
+    center: np.ndarray, sides: tuple[np.ndarray, np.ndarray], dof: int, noise: float, widening: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Band (lo, hi) of log loss [m] of one new run.
+
+    Args:
+      center: fitted log loss [m].
+      sides: its standard deviations (`law`).
+      dof: runs that are more than the parameters.
+      noise: half-width of the interval of one run's noise.
+      widening: by how much the hold-outs multiply the uncertainty of the law.
+    """
+    below, above = (student(dof, 1 - LEVEL) * widening * side for side in sides)
+    return center - np.hypot(noise, below), center + np.hypot(noise, above)
 
 
 def splits(columns: Sequence[np.ndarray], n_fitted: int) -> np.ndarray:
@@ -127,20 +199,19 @@ def split_draws(rng: np.random.Generator, masks: np.ndarray) -> Iterator[tuple[n
         yield np.where(whole[rows, None], mask, drawn).astype(np.float64), None
 
 
-def misses(measured: np.ndarray, fitted: np.ndarray, mask: np.ndarray, n_fitted: int) -> np.ndarray:
+def misses(error: np.ndarray, sides: tuple[np.ndarray, np.ndarray], told: Linear) -> np.ndarray:
     """What a hold-out shows: error, noise s and scatter h of the law, for each run that was held out [3, held].
 
+    An error over its estimated deviation is Student's, whose variance is dof / (dof - 2).
+
     Args:
-      measured: log losses [n].
-      fitted: log losses [1 + SPLIT_REPLICATES, n] of the fit to the runs in the mask [n] and of its replicates.
-      mask: the runs that were fitted.
-      n_fitted: parameters of the law.
+      error: measured - predicted log loss [held].
+      sides: standard deviations of the prediction (`law`).
+      told: by the runs that were fitted.
     """
-    error = measured - fitted[0]
-    s = np.sqrt(np.mean(_informative(error[mask], n_fitted) ** 2))
-    below, above = scatter(fitted[0, ~mask], fitted[1:, ~mask])
-    held = error[~mask]
-    return np.stack([held, np.full(len(held), s), np.where(held < 0, below, above)])
+    dof = told.runs[1]
+    s, h = np.full(len(error), np.sqrt(told.variance)), np.where(error < 0, *sides)
+    return np.stack([error, *(np.sqrt(dof / max(dof - 2, 1)) * part for part in (s, h))])
 
 
 def widening(held_out: list[np.ndarray]) -> float:

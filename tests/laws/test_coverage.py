@@ -117,11 +117,31 @@ def test_bands_grow_beyond_the_runs_in_every_direction(small_fit):
 def test_a_few_wild_replicates_do_not_stretch_a_band():
     rng = np.random.default_rng(0)
     draws = 0.01 * rng.standard_normal((1000, 1))
-    calm = uncertainty.band(np.zeros(1), draws, 0.0, 1.0)
+    calm = uncertainty.scatter(np.zeros(1), draws)
     draws[:50] *= 1000
-    wild = uncertainty.band(np.zeros(1), draws, 0.0, 1.0)
-    np.testing.assert_allclose(calm, [[-0.0196], [0.0196]], rtol=0.1)
+    wild = uncertainty.scatter(np.zeros(1), draws)
+    np.testing.assert_allclose(calm, [[0.01], [0.01]], rtol=0.1)
     np.testing.assert_allclose(wild, calm, rtol=0.15)
+
+
+def test_the_law_of_few_runs_is_as_uncertain_as_that_of_a_linear_fit():
+    # With a bootstrap that is as far off as theory says, the band is the textbook's.
+    rng = np.random.default_rng(0)
+    n, p = 9, 5
+    j_NxP, residuals, g = rng.standard_normal((n, p)), 0.01 * rng.standard_normal(n), rng.standard_normal(p)
+    j_NxP[:, 0] *= 1e6  # a parameter in other units
+    g[0] *= 1e6
+    told = uncertainty.linear(j_NxP, residuals)
+    pull = np.linalg.pinv(j_NxP).T @ g
+    expected = np.sqrt(np.sum(residuals**2) / (n - p) * np.sum(pull**2))
+    draws = expected * np.sqrt(n / (n - p)) * rng.standard_normal((100_000, 1))
+    sides = uncertainty.law(np.zeros(1), draws, told, g[None])
+    low, high = uncertainty.band(np.zeros(1), sides, n - p, 0.0, 1.0)
+    np.testing.assert_allclose([low[0], high[0]], [-2.776 * expected, 2.776 * expected], rtol=0.02)  # t of 4 degrees
+    # The less runs bear on the place, the less their bootstrap is believed.
+    weight = np.sum(pull**2) ** 2 / np.sum(pull**4) * (n - p) / n
+    none, _ = uncertainty.law(np.zeros(1), 0 * draws, told, g[None])
+    np.testing.assert_allclose(none[0], expected * np.sqrt(p / (p + weight)), rtol=1e-6)
 
 
 def test_interval_score():
