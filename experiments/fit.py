@@ -55,6 +55,10 @@ _OUT = flags.DEFINE_string("out", None, "Folder for law.json, report.html and fi
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random starts and of the bootstrap.", 0)
 
 
+SAMPLE = 4096  # runs of which profiles, specification curve and rolling hold-outs are made, where there are more
+HELD_OUT_ROWS = 100  # of the table of held-out runs
+
+
 def main(argv: list[str]) -> int:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -143,7 +147,12 @@ def _tables(fit: laws.Fit, held_out: laws.Table, budgets: list[float]) -> Iterab
         yield law_report.approaches(laws.compare_approaches(fit.table, budgets, fitted=fit))
     if len(held_out):
         names = (*fit.problem.form.columns, "predicted", "95 %", "measured", "error", "in band")
-        yield "Held-out runs", names, law_report.comparison(fit, held_out)
+        shown = held_out.sample(HELD_OUT_ROWS)
+        yield (
+            ". ".join(("Held-out runs", *shown.notes[len(held_out.notes) :])),
+            names,
+            law_report.comparison(fit, shown),
+        )
 
 
 def _write(
@@ -151,24 +160,31 @@ def _write(
 ) -> None:
     """law.json, the figures and the page. counts: all runs, with every count of parameters and FLOPs there is."""
     folder.mkdir(parents=True, exist_ok=True)
+    few, note = fit, ""
+    if len(fit.table) > SAMPLE:
+        few = laws.fit(fit.table.sample(SAMPLE), fit.problem.form, replicates=200, **options)
+        note = f"Profiles, specification curve and rolling hold-outs are of {few.table.notes[-1]}."
+        console.print(note, highlight=False)
     with console.status("profiles, specification curve and rolling hold-outs"):
-        profiles = {name: laws.profile_interval(fit, name) for name in fit.params}
+        profiles = {name: laws.profile_interval(few, name) for name in few.params}
         optimal = fit.problem.form.allocation is not None and not fit.problem.form.pinned
         choices = (
-            laws.specifications(counts, flops=10 * fit.table.flops.max(), form=fit.problem.form) if optimal else []
+            laws.specifications(counts.sample(SAMPLE), flops=10 * fit.table.flops.max(), form=fit.problem.form)
+            if optimal
+            else []
         )
-        rolling = laws.rolling(fit, replicates=200, **options)
+        rolling = laws.rolling(few, replicates=200, **options)
     law = fit.to_json() | {"profiles": laws.plain(profiles)}
     if _PARAMS.value in ("params", "params_no_embed"):  # the names that a preflight knows
         law["count"] = _PARAMS.value
     law["specifications"] = [laws.plain(choice) for choice in choices]
+    law["sampled"] = note
     (folder / "law.json").write_text(json.dumps(law, indent=2, allow_nan=False) + "\n")
     console.print(f"law: {folder / 'law.json'}", highlight=False)
     drawn = law_figures.draw_all(fit, held_out, profiles, choices, rolling)
     command = shlex.join(["python", "-m", "experiments.fit", *sys.argv[1:]])
-    console.print(
-        f"report: {law_report.publish(folder, fit, drawn, tables, _BOOTSTRAP.value, command)}", highlight=False
-    )
+    page = law_report.publish(folder, fit, drawn, tables, _BOOTSTRAP.value, command, note)
+    console.print(f"report: {page}", highlight=False)
 
 
 def _print(console: Console, title: str, names: tuple[str, ...] | None, rows: list[list[str]]) -> None:

@@ -16,6 +16,7 @@ from deeplearn.sweep import style
 from deeplearn.sweep.style import HELD_OUT, INTERVAL, LAW, styled
 
 CHOICES = {"drop": "left out", "loss": "loss", "size": "parameters", "compute": "FLOPs"}
+POINTS = 5000  # that a figure draws at most
 POINT = {"linestyle": "none", "marker": "o", "markersize": 4, "markeredgewidth": 0, "alpha": 0.6}
 CAPTIONS = {
     "residuals": (
@@ -76,10 +77,10 @@ def residuals(fit: laws.Fit) -> Figure:
         columns["C = 6 N D" if "flops" not in table.columns else "flops"] = table.flops
     figure = Figure((style.WIDTH, 2.7))
     axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    per_cent = 100 * np.expm1(fit.residuals)
+    per_cent, shown = 100 * np.expm1(fit.residuals), _shown(fit.table)
     for ax, (name, x) in zip(axes, columns.items(), strict=True):
         ax.axhline(0, color=LAW, linewidth=0.8)
-        ax.plot(x, per_cent, color=INTERVAL, **POINT)
+        ax.plot(x[shown], per_cent[shown], color=INTERVAL, **POINT)
         order = np.argsort(x)
         pieces = np.array_split(order, min(8, max(2, len(order) // 6)))
         middle = [(np.exp(np.mean(np.log(x[piece]))), np.median(per_cent[piece])) for piece in pieces]
@@ -96,7 +97,7 @@ def residuals(fit: laws.Fit) -> Figure:
 @styled
 def frontier(fit: laws.Fit, held_out: laws.Table) -> Figure:
     """Loss against compute: the runs, and the compute-optimal frontier with the band of one new run."""
-    flops = fit.table.flops
+    flops, shown = fit.table.flops, _shown(fit.table)
     top = max(flops.max() * 100, *(held_out.flops if len(held_out) else [0]))
     budgets = np.geomspace(flops.min(), top, 60)
     best = fit.optimal(budgets).loss
@@ -105,9 +106,10 @@ def frontier(fit: laws.Fit, held_out: laws.Table) -> Figure:
     ax.axvspan(flops.min(), flops.max(), color="#f2f2f2", zorder=0, label="compute of the fitted runs")
     ax.fill_between(budgets, best.lo, best.hi, color=INTERVAL, alpha=0.2, linewidth=0, label="95 % band of one run")
     ax.plot(budgets, best.value, color=LAW, label="the law, N and D chosen best")
-    ax.plot(flops, fit.table.loss, color=INTERVAL, label="fitted runs", **POINT)
+    ax.plot(flops[shown], fit.table.loss[shown], color=INTERVAL, label="fitted runs", **POINT)
     if len(held_out):
-        ax.plot(held_out.flops, held_out.loss, "D", color=HELD_OUT, markersize=5, label="held-out runs")
+        few = _shown(held_out)
+        ax.plot(held_out.flops[few], held_out.loss[few], "D", color=HELD_OUT, markersize=5, label="held-out runs")
     style.log_axis(ax.xaxis, budgets[0] / 1.5, budgets[-1] * 1.5, powers=True)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:.3g}")
@@ -124,7 +126,7 @@ def frontier(fit: laws.Fit, held_out: laws.Table) -> Figure:
 def curve(fit: laws.Fit, held_out: laws.Table) -> Figure:
     """Loss against the one column of the law, with the band of one new run."""
     (name,) = fit.problem.form.columns
-    x = fit.table[name]
+    x, shown = fit.table[name], _shown(fit.table)
     top = max(x.max() * 10, *(held_out[name] if len(held_out) else [0]))
     places = np.geomspace(x.min(), top, 100)
     band = fit.predict(places)
@@ -132,9 +134,10 @@ def curve(fit: laws.Fit, held_out: laws.Table) -> Figure:
     ax = figure.subplots()
     ax.fill_between(places, band.lo, band.hi, color=INTERVAL, alpha=0.2, linewidth=0, label="95 % band of one run")
     ax.plot(places, band.value, color=LAW, label="the law")
-    ax.plot(x, fit.table.loss, color=INTERVAL, label="fitted runs", **POINT)
+    ax.plot(x[shown], fit.table.loss[shown], color=INTERVAL, label="fitted runs", **POINT)
     if len(held_out):
-        ax.plot(held_out[name], held_out.loss, "D", color=HELD_OUT, markersize=5, label="held-out runs")
+        few = _shown(held_out)
+        ax.plot(held_out[name][few], held_out.loss[few], "D", color=HELD_OUT, markersize=5, label="held-out runs")
     style.log_axis(ax.xaxis, places[0] / 1.3, places[-1] * 1.3, powers=top > 1e9)
     ax.set(xlabel=name, ylabel=f"{fit.table.response} ({fit.unit})")
     ax.legend()
@@ -162,6 +165,12 @@ def rolling_hold_out(rolling: Sequence[laws.HoldOut]) -> Figure:
     axes[len(axes) // 2].set_xlabel("cost of the held-out runs")
     style.title(figure, f"{100 * hits.mean():.0f} % of the predictions of dearer runs fell inside their 95 % bands")
     return figure
+
+
+def _shown(table: laws.Table) -> np.ndarray:
+    """The runs that a figure draws: more than POINTS of them are a random sample, which shows as much."""
+    rows = np.arange(len(table))
+    return rows if len(table) <= POINTS else np.random.default_rng(0).choice(rows, POINTS, replace=False)
 
 
 def _narrow(ax: Axes, lo: float, hi: float) -> None:

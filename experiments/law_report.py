@@ -28,6 +28,7 @@ table.</p>
 $certificate
 
 <h2>Figures</h2>
+$note
 $figures
 $tables
 <h2>Make it again</h2>
@@ -42,6 +43,7 @@ def publish(
     tables: Iterable[Grid],
     bootstrap: str,
     command: str,
+    note: str = "",
 ) -> Path:
     """Write folder/report.html and folder/figures/*.png; returns where the page lies.
 
@@ -52,6 +54,7 @@ def publish(
       tables: (title, names of the columns, rows) of what follows the figures.
       bootstrap: which kind made the intervals.
       command: the command line that makes the page again.
+      note: what the figures do not show, if anything.
     """
     images = files.save(dict(drawn), folder / "figures")
     body = PAGE.substitute(
@@ -63,6 +66,7 @@ def publish(
         params=page.table(("name", "value", "95 % from", "to"), parameters(fit)),
         bootstrap=escape(bootstrap),
         certificate=page.items((f"{name}: {value}" for name, value in certificate(fit)), "certificate"),
+        note=f'<p class="soft">{escape(note)}</p>' if note else "",
         figures="".join(page.figure(name, image, CAPTIONS[name]) for name, image in images.items()),
         tables="".join(f"<h2>{escape(title)}</h2>\n{page.table(names, rows)}\n" for title, names, rows in tables),
         command=escape(command),
@@ -129,7 +133,7 @@ def approaches(found: laws.Approaches) -> Grid:
     rows = []
     for row in found.rows:
         if row.exponent is None:
-            rows.append([row.name, f"no answer: {row.notes[0]}", "", ""])
+            rows.append([row.name, f"no answer: {row.notes[-1]}", "", ""])
             continue
         rows.append([row.name, _between(row.exponent), _between(row.params, -1), _between(row.tokens_per_param, -1)])
     names = ("approach", "a of N ~ C^a", "N", "tokens per parameter")

@@ -52,7 +52,7 @@ def _design(table: Table):
     columns = ((table.params, "model sizes", "A and alpha"), (table.tokens, "token counts", "B and beta"))
     for column, word, term in columns:
         # Sizes within 1 % are one size: their difference says nothing about an exponent.
-        levels = 1 + int(np.sum(np.diff(np.sort(np.log(column))) > 0.01))
+        levels = _levels(np.sort(np.log(column)), 0.01)
         if levels < 3:
             yield f"not identified: {term}, from only {levels} different {word} (3 are the least, 5 are better)"
     x, y = np.log(table.params), np.log(table.tokens)
@@ -65,6 +65,14 @@ def _design(table: Table):
     if missed:
         where = _listed([f"{flops:.1e}" for flops in missed])
         yield f"not bracketed: the isoFLOP minimum at {where} FLOP, where the best size is not inside the sizes tried"
+
+
+def _levels(sorted_n: np.ndarray, width: float) -> int:
+    """How many intervals of this width hold all of the values, which may lie densely; at most 3, which is enough."""
+    count, at = 0, 0
+    while count < 3 and at < len(sorted_n):
+        count, at = count + 1, int(np.searchsorted(sorted_n, sorted_n[at] + width, side="right"))
+    return count
 
 
 def _bounds(problem: Problem, best: np.ndarray, cloud: np.ndarray):

@@ -74,6 +74,13 @@ def test_few_held_out_runs_widen_less_than_many():
     assert 1.0 == uncertainty.widening([]) < widening(2) < widening(20) < widening(200) < 5.0
 
 
+def test_a_scatter_that_is_lost_in_the_noise_is_not_widened():
+    error = 0.0041 * np.random.default_rng(0).standard_normal(10_000)
+    noise, scatter = np.full(10_000, 0.004), np.full(10_000, 2e-5)
+    assert uncertainty.widening([np.stack([error, noise, scatter])]) == 1.0
+    assert uncertainty.widening([np.stack([5 * error, noise, scatter])]) > 10.0
+
+
 def test_hold_outs_are_the_largest_runs_of_each_column():
     table = grid(5, 4)
     masks = uncertainty.splits([table.params, table.tokens], 5)

@@ -156,3 +156,4 @@ def test_a_hundred_thousand_runs_are_fitted():
     for name, value in TRUTH.items():
         np.testing.assert_allclose(fit.params[name].value, value, rtol=0.01)
     assert fit.certificate.converged
+    assert fit.warnings == ()
