@@ -86,6 +86,6 @@ def test_a_million_runs_are_fitted_and_drawn(tmp_path):
         assert found["lo"] - 0.5 * (found["hi"] - found["lo"]) < value < found["hi"] + 0.5 * (found["hi"] - found["lo"])
         np.testing.assert_allclose(found["value"], value, rtol=0.005)
         assert found["hi"] / found["lo"] < 1.02
-    assert "a random sample of 4,096 of 1,000,000 runs" in done.stdout.replace("\n", " ")
+    assert "a random sample of 4,096 of 1,000,000 runs" in " ".join(done.stdout.split())
     assert (tmp_path / "law/report.html").stat().st_size < 2e6
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6e6  # kilobytes
