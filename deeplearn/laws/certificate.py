@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from deeplearn.laws.forms import Form
 from deeplearn.laws.solve import Problem
 
 
@@ -28,13 +29,11 @@ class Certificate:
     objective: float
 
 
-def jacobian(problem: Problem, p_P: np.ndarray) -> np.ndarray:
-    """Derivatives [n, P] of log loss, by central differences: nothing is optimised with them."""
+def jacobian(form: Form, p_P: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:
+    """Derivatives [n, P] of log loss at centred columns x of n numbers, by central differences: nothing is optimised
+    with them."""
     step = 1e-6
-    ends = (
-        [problem.form.log_loss(p_P + sign * step * e, problem.x, problem.at) for e in np.eye(len(p_P))]
-        for sign in (1, -1)
-    )
+    ends = ([form.log_loss(p_P + sign * step * e, x, at) for e in np.eye(len(p_P))] for sign in (1, -1))
     ahead, behind = ends
     return (np.array(ahead) - np.array(behind)).T / (2 * step)
 
@@ -47,7 +46,7 @@ def inside(problem: Problem, p_P: np.ndarray) -> np.ndarray:
 
 def certify(problem: Problem, best: np.ndarray, residuals: np.ndarray, at_optimum: float, objective: float):
     """The certificate of a fit. residuals: log measured - log fitted loss [n]."""
-    j_NxP = jacobian(problem, best)
+    j_NxP = jacobian(problem.form, best, problem.x, problem.at)
     lengths_P = np.linalg.norm(j_NxP, axis=0)
     j_NxP = j_NxP / np.where(lengths_P > 0, lengths_P, 1.0)
     scale_n = np.exp(problem.t - residuals) if problem.linear else np.ones_like(residuals)

@@ -77,8 +77,8 @@ class Fit:
         values = np.broadcast_arrays(*values)
         center = self._log_loss(self.best[None], values)[0]
         draws = self._log_loss(self.cloud, values).reshape(len(self.cloud), -1)
-        there = dataclasses.replace(self.problem, x=self._centred(values))
-        sides = uncertainty.law(center.ravel(), draws, self._linear, jacobian(there, self.best))
+        g_MxP = jacobian(self.problem.form, self.best, self._centred(values), self.problem.at)
+        sides = uncertainty.law(center.ravel(), draws, self._linear, g_MxP)
         low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], self._noise, self.widening)
         return Prediction(*(np.exp(end).reshape(center.shape) for end in (center, low, high)))
 
@@ -120,7 +120,7 @@ class Fit:
             "certificate": plain(self.certificate),
             "widening": self.widening,
             "warnings": list(self.warnings),
-            **written.keep(self.problem.form, self.table, self.replicates, self._noise),
+            **written.keep(self.problem, self.best, self.table, self.replicates, self._noise, self._linear),
         }
         if self.problem.form.allocation is not None:
             best = [self.optimal(flops) for flops in np.array(BUDGETS) * self.table.flops.max()]
@@ -158,7 +158,7 @@ def _held_out(problem: Problem, best: np.ndarray, masks: np.ndarray, rng: np.ran
         told = _linear(problem.take(mask), fits_RxP[0])
         left = problem.take(rows[~mask[rows]])
         predicted = _laws(left.form, fits_RxP, left.x, left.at)
-        sides = uncertainty.law(predicted[0], predicted[1:], told, jacobian(left, fits_RxP[0]))
+        sides = uncertainty.law(predicted[0], predicted[1:], told, jacobian(left.form, fits_RxP[0], left.x, left.at))
         held_out.append(uncertainty.misses(left.t - predicted[0], sides, told))
     return held_out
 
@@ -166,7 +166,7 @@ def _held_out(problem: Problem, best: np.ndarray, masks: np.ndarray, rng: np.ran
 def _linear(problem: Problem, best: np.ndarray) -> uncertainty.Linear:
     """What a linear fit with these derivatives would know; parameters at a bound are held."""
     residuals = problem.t - problem.form.log_loss(best, problem.x, problem.at)
-    return uncertainty.linear(jacobian(problem, best) * inside(problem, best), residuals)
+    return uncertainty.linear(jacobian(problem.form, best, problem.x, problem.at) * inside(problem, best), residuals)
 
 
 def _laws(form: Form, p_RxP: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:

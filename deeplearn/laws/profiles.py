@@ -64,7 +64,7 @@ def rise(fit: Fit, problem: Problem, best: np.ndarray, index: int) -> float:
       best: the optimum of `problem` [P].
       index: of the parameter.
     """
-    error_n, j_NxP = fit.residuals, jacobian(problem, best)
+    error_n, j_NxP = fit.residuals, jacobian(problem.form, best, problem.x, problem.at)
     if problem.linear:
         error_n = np.exp(problem.t) * -np.expm1(-fit.residuals)
         j_NxP = j_NxP * np.exp(problem.t - fit.residuals)[:, None]

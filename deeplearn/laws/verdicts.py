@@ -141,7 +141,7 @@ def _seeds(problem: Problem, table: Table, best: np.ndarray, error_n: np.ndarray
     _, same = np.unique(scales, axis=0, return_inverse=True)
     if same.max() + 1 == len(same):
         return  # every run its own scale; the Jacobian of many runs is dear
-    test = residuals.lack_of_fit(error_n, jacobian(problem, best), same.ravel())
+    test = residuals.lack_of_fit(error_n, jacobian(problem.form, best, problem.x, problem.at), same.ravel())
     if test is not None and test[0] < SEEDS_LEVEL:
         yield (
             f"lack of fit: the law misses the means of runs of equal scale by {test[2] / test[1]:.1f} times what their "

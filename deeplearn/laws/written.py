@@ -5,19 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deeplearn.laws import uncertainty
 from deeplearn.laws.allocation import optimal_params
 from deeplearn.laws.catalogue import FORMS
+from deeplearn.laws.certificate import jacobian
 from deeplearn.laws.forms import Form
+from deeplearn.laws.plain import plain
+from deeplearn.laws.solve import Problem
 from deeplearn.laws.table import Table
-from deeplearn.laws.uncertainty import Prediction
+from deeplearn.laws.uncertainty import Linear, Prediction
 from deeplearn.laws.words import known
 
 DRAWS = 200  # bootstrap replicates that are written: the band reads their deciles
+
+
+class Local(NamedTuple):
+    """The law near its optimum. best: its parameters [P] in columns centred at `at`. linear: what runs say there."""
+
+    best: np.ndarray
+    at: tuple[float, ...]
+    linear: Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Written:
       form: the law; unit: of the loss; n_runs: that were fitted.
       values: its parameters, in the units of the table.
       draws: bootstrap replicates of them, each [R]; {} in a file that has none, which then gives no band.
+      local: of the fit; None in a file that has none, which then gives no band.
       noise, widening: as in `Fit`.
       ranges: column -> (least, most) of the fitted runs; {} in a file that does not tell.
     """
@@ -37,17 +49,21 @@ class Written:
     n_runs: int
     values: Mapping[str, float]
     draws: Mapping[str, np.ndarray]
+    local: Local | None
     noise: float
     widening: float
     ranges: Mapping[str, tuple[float, float]]
 
     def predict(self, *columns: float) -> Prediction:
-        """Loss of one new run at values of the law's columns, with its 95 % band; nan where the file has no draws."""
+        """Loss of one new run at values of the law's columns, with its 95 % band; nan where the file has none."""
         value = float(self.form.loss(self.values, *columns))
-        if not self.draws:
+        if not self.draws or self.local is None:
             return Prediction(value, np.nan, np.nan)
-        draws = np.log(self.form.loss(self.draws, *columns))
-        ends = uncertainty.band(np.log([value]), draws[:, None], self.noise, self.widening)
+        best, at, linear = self.local
+        center, draws = np.log([value]), np.log(self.form.loss(self.draws, *columns))[:, None]
+        x = tuple(np.log([column]) - mean for column, mean in zip(columns, at, strict=False))
+        sides = uncertainty.law(center, draws, linear, jacobian(self.form, best, x, at))
+        ends = uncertainty.band(center, sides, linear.runs[1], self.noise, self.widening)
         return Prediction(value, *(float(np.exp(end[0])) for end in ends))
 
     def optimal(self, flops: float) -> tuple[float, float]:
@@ -62,8 +78,16 @@ class Written:
         return best, flops / (6 * best)
 
 
-def keep(law: Form, table: Table, replicates: Mapping[str, np.ndarray], noise: float) -> dict[str, Any]:
-    """What `read` needs of a fit beyond its parameters, in plain JSON types. replicates, noise: as in `Fit`."""
+def keep(
+    problem: Problem,
+    best: np.ndarray,
+    table: Table,
+    replicates: Mapping[str, np.ndarray],
+    noise: float,
+    linear: Linear,
+) -> dict[str, Any]:
+    """What `read` needs of a fit beyond its parameters, in plain JSON types. The arguments are as in `Fit`."""
+    law = problem.form
     draws_RxP = np.stack([replicates[name] for name in law.names], axis=1)
     draws_RxP = draws_RxP[np.isfinite(draws_RxP).all(axis=1)]
     chosen_RxP = draws_RxP[:: max(1, len(draws_RxP) // DRAWS)][:DRAWS]
@@ -74,6 +98,7 @@ def keep(law: Form, table: Table, replicates: Mapping[str, np.ndarray], noise: f
         "pinned": dict(law.pinned),
         "noise": noise,
         "ranges": {name: [float(column.min()), float(column.max())] for name, column in columns.items()},
+        "local": {"best": best.tolist(), "at": list(problem.at), "linear": plain(linear._asdict())},
         "draws": {name: [float(f"{x:.8g}") for x in draw] for name, draw in zip(law.names, chosen_RxP.T, strict=True)},
     }
 
@@ -90,9 +115,18 @@ def read(data: Mapping[str, Any]) -> Written:
             n_runs=int(data["n_runs"]),
             values=values,
             draws=draws if set(draws) == set(form.names) else {},
+            local=_local(data["local"]) if "local" in data else None,
             noise=float(data.get("noise", np.nan)),
             widening=float(data.get("widening", 1.0)),
             ranges={name: (float(lo), float(hi)) for name, (lo, hi) in data.get("ranges", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"no law: {error if isinstance(error, TypeError) else f'{error} is missing'}") from None
+
+
+def _local(data: Mapping[str, Any]) -> Local:
+    told = data["linear"]
+    inverse_PxP, fourth_QxQ = (np.array(told[name], np.float64) for name in ("inverse_PxP", "fourth_QxQ"))
+    n, dof = map(int, told["runs"])
+    linear = Linear(float(told["variance"]), inverse_PxP, fourth_QxQ, (n, dof))
+    return Local(np.array(data["best"], np.float64), tuple(map(float, data["at"])), linear)

@@ -152,7 +152,7 @@ def test_json_is_plain_and_complete(small_fit):
     text = json.dumps(small_fit.to_json(), allow_nan=False)
     law = json.loads(text)
     assert set(law) == {
-        *("form", "unit", "n_runs", "params", "pinned", "noise", "ranges", "draws"),
+        *("form", "unit", "n_runs", "params", "pinned", "noise", "ranges", "draws", "local"),
         *("certificate", "widening", "optimal", "warnings"),
     }
     assert law["params"]["alpha"]["value"] == small_fit.params["alpha"].value

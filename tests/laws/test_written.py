@@ -14,7 +14,7 @@ def test_a_written_law_predicts_as_the_fit_does(small_fit):
     for n, d in ((1e5, 1e6), (1e6, 3e8)):
         mine, its = law.predict(n, d), small_fit.predict(n, d)
         assert mine.value == pytest.approx(float(its.value), rel=1e-9)
-        assert mine.hi / mine.lo - 1 == pytest.approx(float(its.hi / its.lo) - 1, rel=0.15)
+        assert mine.hi / mine.lo - 1 == pytest.approx(float(its.hi / its.lo) - 1, rel=0.15)  # deciles of fewer draws
         assert mine.lo < mine.value < mine.hi
     best = small_fit.optimal(np.array([1e12, 1e15]))
     for i, flops in enumerate((1e12, 1e15)):
