@@ -68,9 +68,9 @@ def direct(problem: Problem) -> Problem:
     return dataclasses.replace(problem, deltas=problem.deltas[-1:])
 
 
-def screen(n: int) -> np.ndarray:
+def screen(n: int) -> np.ndarray | slice:
     """The runs of n that a grid of starts is compared on: all, or SCREEN of them, always the same."""
-    return np.arange(n) if n <= SCREEN else np.sort(np.random.default_rng(0).choice(n, SCREEN, replace=False))
+    return slice(None) if n <= SCREEN else np.sort(np.random.default_rng(0).choice(n, SCREEN, replace=False))
 
 
 def exponents_grid(problem: Problem) -> np.ndarray:

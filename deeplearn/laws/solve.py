@@ -67,8 +67,8 @@ class Problem:
         low, high = self.form.bounds(dict(zip(self.form.columns, self.x, strict=True)), self.at)
         return np.concatenate([np.zeros(k), low]), np.concatenate([np.full(k, np.inf), high])
 
-    def take(self, rows: np.ndarray) -> Problem:
-        """The problem of the runs that an index or boolean array selects, with the same centres."""
+    def take(self, rows: np.ndarray | slice) -> Problem:
+        """The problem of the runs that an index, a slice or a boolean array selects, with the same centres."""
         return dataclasses.replace(self, x=tuple(column[rows] for column in self.x), t=self.t[rows])
 
 
