@@ -1,12 +1,14 @@
 """Theory against the compiler, searches that it confirms, slices of every size, and runs that a law proposes."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
+import numpy as np
 import pytest
 
-from deeplearn import sharding
+from deeplearn import laws, sharding
 from deeplearn.config import ConfigError, overlay
 from deeplearn.families import transformer
 from deeplearn.laws import written
@@ -112,7 +114,7 @@ def test_a_search_is_confirmed_and_a_machine_that_is_too_small_is_named():
     assert small.best is None and "none fits: the smallest takes" in search_report.headline(small)
     assert [c.flight is not None for c in small.candidates].count(True) == 1
     with pytest.raises(ConfigError, match="fits no mesh of 8 x NVIDIA H100"):
-        proposal.propose(LAW, 1.0, sized, machine(hbm=1e5), TABLE.grid)
+        proposal.propose(law(), 1.0, sized, machine(hbm=1e5), TABLE.grid)
 
 
 def test_microbatches_and_recomputation_are_taken_where_they_are_needed():
@@ -157,15 +159,17 @@ def test_scaling_is_anchored_where_it_is_compiled():
     json.dumps(scaling.to_json(points), allow_nan=False)
 
 
-PARAMS = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28}
-DATA = {
-    "form": "chinchilla", "unit": "nats/token", "n_runs": 20, "widening": 1.5, "noise": 0.01,
-    "count": "params_no_embed",
-    "params": {name: {"value": value, "lo": value, "hi": value} for name, value in PARAMS.items()},
-    "draws": {name: [0.99 * value, value, 1.01 * value] for name, value in PARAMS.items()},
-    "ranges": {"params": [1e4, 1e5], "tokens": [1e5, 1e6], "flops": [1e10, 1e12]},
-}  # fmt: skip
-LAW = proposal.Law(written.read(DATA), "params_no_embed", False)
+@functools.cache
+def law_json():
+    """Of 20 runs that keep L = 1.7 + 400 N^-.34 + 400 D^-.28 but for .1 % of noise."""
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e6, 4), np.geomspace(1e5, 1e7, 5)))
+    noise = np.exp(1e-3 * np.random.default_rng(0).normal(size=n.shape))
+    fit = laws.fit(laws.runs(n, d, (1.7 + 400 * n**-0.34 + 400 * d**-0.28) * noise), replicates=100)
+    return json.loads(json.dumps(fit.to_json())) | {"count": "params_no_embed"}
+
+
+def law():
+    return proposal.Law(written.read(law_json()), "params_no_embed", False)
 
 
 def sized(size):
@@ -178,18 +182,18 @@ def test_a_law_and_a_budget_make_a_run():
     """The machine is slow, so that the sizes are small."""
     chip = dataclasses.replace(TABLE.chip("h100"), peak=1e12, bandwidth=1e12)
     there = topologies.machine(Topology(chip, (1,)))
-    few, many = (proposal.propose(LAW, hours, sized, there, TABLE.grid) for hours in (0.0003, 0.03))
+    few, many = (proposal.propose(law(), hours, sized, there, TABLE.grid) for hours in (0.0003, 0.03))
     assert few.run.size < many.run.size and few.run.budget < many.run.budget and few.loss.value > many.loss.value
     p = many
     flight = p.search.best.flight
     assert p.params == flight.parameters.without_embeddings and p.run.budget % p.run.tokens_per_step == 0
     assert p.bill.chip_hours == pytest.approx(0.03, rel=0.01) and p.bill.dollars == pytest.approx(0.03 * 3.99, rel=0.01)
     by_hand = 1.7 + 400 * p.params**-0.34 + 400 * p.run.budget**-0.28
-    assert p.loss.value == pytest.approx(by_hand) and p.loss.lo < by_hand < p.loss.hi
+    assert p.loss.value == pytest.approx(by_hand, rel=0.01) and p.loss.lo < by_hand < p.loss.hi
     ladder = [proposal.counted(sized(size), "params_no_embed") for size in transformer.SIZES]
     assert p.params == min(ladder, key=lambda n: max(n / p.ideal[0], p.ideal[0] / n))
     assert p.ideal[0] * p.ideal[1] * 6 == pytest.approx(0.03 * 3600 * 1e12 * flight.roofline.mfu)
-    assert f"{p.run.budget / 1e6:.3g} times the D" in p.notes[0] and "does not carry over" in p.notes[-1]
+    assert f"{p.run.budget / 1e7:.3g} times the D" in p.notes[0] and "does not carry over" in p.notes[-1]
     assert f"{p.loss.value:.4f} nats/token (95 % band" in search_report.proposal_headline(p)
     json.dumps(proposal.to_json(p), allow_nan=False)
 
@@ -207,15 +211,15 @@ def test_a_law_and_a_budget_make_a_run():
 def test_a_law_that_cannot_be_used_is_named(tmp_path, changes, message):
     path = tmp_path / "law.json"
     if changes is not None:
-        path.write_text(changes if isinstance(changes, str) else json.dumps(DATA | changes))
+        path.write_text(changes if isinstance(changes, str) else json.dumps(law_json() | changes))
     with pytest.raises(ConfigError) as error:
         proposal.read(path)
     assert message in str(error.value) and "law.json" in str(error.value)
 
 
 def test_a_law_of_an_older_file_has_no_band_and_a_budget_is_one():
-    old = written.read({k: v for k, v in DATA.items() if k not in ("draws", "noise", "ranges")})
-    assert old.predict(1e6, 1e7).value == LAW.law.predict(1e6, 1e7).value and not old.predict(1e6, 1e7).lo > 0
+    old = written.read({k: v for k, v in law_json().items() if k not in ("draws", "noise", "ranges")})
+    assert old.predict(1e6, 1e7).value == law().law.predict(1e6, 1e7).value and not old.predict(1e6, 1e7).lo > 0
     with pytest.raises(ConfigError, match="wants one budget"):
         proposal.chip_hours(None, None, TABLE.chip("v5p"))
     with pytest.raises(ConfigError, match="no price of TPU v4: give the budget as --chip_hours"):
