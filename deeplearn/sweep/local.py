@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ def places(workers: int = 0) -> list[int | None]:
 class _Worker:
     """A child process and the unit that it has in hand."""
 
-    def __init__(self, root: Path, core: int | None, events: "queue.Queue[tuple[_Worker, Event]]"):
+    def __init__(self, root: Path, core: int | None, events: "queue.SimpleQueue[tuple[_Worker | None, Event]]"):
         pin = [] if core is None else [f"--core={core}"]
         self.core = core
         self.log = root / f"worker-{core or 0}.log"
@@ -58,7 +59,7 @@ class _Worker:
             )
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
-    def _listen(self, events: "queue.Queue[tuple[_Worker, Event]]") -> None:
+    def _listen(self, events: "queue.SimpleQueue[tuple[_Worker | None, Event]]") -> None:
         assert self.process.stdout
         with self.process.stdout:
             for line in self.process.stdout:
@@ -96,11 +97,13 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
     KeyboardInterrupt the units in hand are saved, and the interrupt is raised on. Raises SweepError when a worker
     dies before it can take a unit.
     """
-    events: queue.Queue[tuple[_Worker, Event]] = queue.Queue()
+    events: queue.SimpleQueue[tuple[_Worker | None, Event]] = queue.SimpleQueue()
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
-    with _staff(root, places(workers)[: len(units)], events) as staff:
+    with _staff(root, places(workers)[: len(units)], events) as staff, _interrupts(events):
         while staff:
             worker, event = events.get()
+            if worker is None:
+                raise KeyboardInterrupt
             unit = worker.unit
             tell(unit, event)
             if event["event"] in ("progress", "message"):
@@ -128,6 +131,19 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
                 worker.give(chosen)
             else:
                 worker.dismiss()
+
+
+@contextlib.contextmanager
+def _interrupts(events: "queue.SimpleQueue[tuple[_Worker | None, Event]]") -> Iterator[None]:
+    """Ctrl-C as an event of no worker. Raised wherever Python is, it is lost in a callback of the garbage collector."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: events.put((None, {})))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
