@@ -1,7 +1,8 @@
 """Optimiser recipes: a name, a schedule, and the numbers that may be traced.
 
-What fixes the program (names, betas) is Python; what only fills it (peak rate, weight decay, length of the run, seed)
-is a `Hyper` of scalars in the training state, so that one compiled step serves every budget, rate and seed.
+What fixes the program (names, shares of the schedule) is Python; what only fills it (peak rate, weight decay, betas,
+length of the run, seed) is a `Hyper` of scalars in the training state, so that one compiled step serves every budget,
+rate and seed.
 """
 
 import dataclasses
@@ -45,23 +46,28 @@ class Optim:
 
 
 class Hyper(NamedTuple):
-    """What a run's numbers are, as arrays: rate and weight decay float32, steps and seed int32."""
+    """What a run's numbers are, as arrays: rate, weight decay and betas float32, steps and seed int32."""
 
     learning_rate: Array
     weight_decay: Array
+    b1: Array
+    b2: Array
     steps: Array
     seed: Array
 
 
+TRACED = ("learning_rate", "weight_decay", "b1", "b2")  # the fields of Optim that a Hyper holds
+
+
 def hyper(optim: Optim, steps: int, seed: int) -> Hyper:
     """The traced numbers of one run of `steps` updates, on the host."""
-    return Hyper(np.float32(optim.learning_rate), np.float32(optim.weight_decay), np.int32(steps), np.int32(seed))
+    return Hyper(*(np.float32(getattr(optim, name)) for name in TRACED), np.int32(steps), np.int32(seed))
 
 
-_DIRECTIONS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
-    "adamw": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps),
-    "lion": lambda o: optax.scale_by_lion(b1=o.b1, b2=o.b2),
-    "sgd": lambda o: optax.trace(decay=o.b1),
+_DIRECTIONS: dict[str, Callable[[Optim, Hyper], optax.GradientTransformation]] = {
+    "adamw": lambda o, h: optax.scale_by_adam(b1=h.b1, b2=h.b2, eps=o.eps),
+    "lion": lambda o, h: optax.scale_by_lion(b1=h.b1, b2=h.b2),
+    "sgd": lambda o, h: optax.trace(decay=h.b1),
 }
 
 _SCHEDULES: dict[str, Callable[[Optim, Array], Array]] = {
@@ -87,4 +93,4 @@ def direction(optim: Optim, hyper: Hyper) -> optax.GradientTransformation:
     """Gradient to direction of descent, everything but the learning rate. `hyper` may be traced."""
     clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
     decay = optax.add_decayed_weights(hyper.weight_decay, mask=_is_matrix)
-    return optax.chain(clip, _DIRECTIONS[optim.name](optim), decay)
+    return optax.chain(clip, _DIRECTIONS[optim.name](optim, hyper), decay)

@@ -23,6 +23,7 @@ from deeplearn.config import ConfigError, nearest
 # sequence is spread, and attention goes round a ring (`layers/ring.py`). pipeline: layers are spread in stages, which
 # take turns at pieces of the batch (`layers/pipeline.py`); the batch is spread where there are no layers.
 AXES = ("slice", "data", "fsdp", "tensor", "expert", "context", "pipeline")
+MEMBERS = "cohort"  # runs that train together are spread, of which each lies on the rest of the mesh (`train/cohort.py`)
 BATCH = ("slice", "data", "fsdp", "expert", "pipeline")  # the axes that the batch is spread over, slowest first
 REPLICAS = ("slice", "data")  # the axes along which parameters are copied: only sums of gradients go along them
 
@@ -59,8 +60,8 @@ def parse(flag: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, flag.split(",")):
         name, _, size = part.partition(":")
-        if name not in AXES:
-            raise ConfigError(f"mesh {flag!r} names an unknown axis {name!r}{nearest(name, AXES)}")
+        if name not in (*AXES, MEMBERS):
+            raise ConfigError(f"mesh {flag!r} names an unknown axis {name!r}{nearest(name, (*AXES, MEMBERS))}")
         if name in sizes:
             raise ConfigError(f"mesh {flag!r} names axis {name!r} twice")
         if not size.isdecimal() or int(size) < 1:
@@ -183,6 +184,22 @@ def rows_here(mesh: Mesh, size: int) -> np.ndarray:
     """The places in a batch of `size` of those examples that the devices of this process hold, in order."""
     parts = of_batch(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
+def members_axis(mesh: Mesh) -> str | None:
+    """The mesh axis that the members of a cohort are spread over, if there is one."""
+    return MEMBERS if MEMBERS in mesh.shape else None
+
+
+def mesh_of_members(flag: str, members: int) -> Mesh:
+    """The mesh of a cohort: the one that is named, or else one with a share of the members on each device."""
+    spread = flag == "" and members % jax.local_device_count() == 0
+    return make_mesh(f"{MEMBERS}:{jax.local_device_count()}" if spread else flag)
+
+
+def of_members(one: NamedSharding) -> NamedSharding:
+    """Sharding of arrays [members, ...] whose rows are spread like this."""
+    return NamedSharding(one.mesh, PartitionSpec(members_axis(one.mesh), *one.spec))
 
 
 def one_each(mesh: Mesh) -> NamedSharding:

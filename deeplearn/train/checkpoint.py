@@ -41,12 +41,18 @@ class Checkpoints:
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
             cleanup_tmp_directories=True,
         )
+        self._last: Any = None  # the save in the background
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._orbax.close()
+
+    def wait(self) -> None:
+        """Return once the last save is on disk. Raises if it failed."""
+        if self._last is not None:
+            self._last.result()
 
     @property
     def steps(self) -> list[int]:
@@ -61,9 +67,9 @@ class Checkpoints:
         # Beside the checkpoint's own metadata: an item of its own would cost more than all of the state does here.
         text = json.dumps(data)
         beside = {"data": text, "sha256": _sha256(text)}
-        response = self._orbax.save_checkpointables_async(step, items, custom_metadata=beside)
+        self._last = self._orbax.save_checkpointables_async(step, items, custom_metadata=beside)
         if wait:
-            response.result()
+            self.wait()
 
     def restore(self, abstract: State, tell: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
         """Newest checkpoint that is sound, as (state, data iterator's state); None if there is none at all.
@@ -83,6 +89,17 @@ class Checkpoints:
         if damaged:
             raise RuntimeError("every checkpoint is damaged; remove the checkpoints folder to start this run anew")
         return None
+
+    def restore_at(self, step: int, abstract: State, tell: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
+        """The checkpoint of one step as (state, data iterator's state), and later ones deleted; None if it is damaged."""
+        restored, reason = self._sound(step, abstract)
+        if restored is None:
+            tell(f"checkpoint {step} is damaged: {reason}")
+            return None
+        for later in self.steps:
+            if later > step:
+                self._orbax.delete(later)
+        return restored
 
     def _sound(self, step: int, abstract: State) -> tuple[tuple[State, dict[str, Any]] | None, str]:
         """What a checkpoint holds, or None and why it is damaged. All processes come to the same conclusion."""

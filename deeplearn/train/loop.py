@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
+from deeplearn.optim import TRACED
 from deeplearn.train import state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
+from deeplearn.train.once import once
 from deeplearn.train.precision import cast
 from deeplearn.train.run import Run
 from deeplearn.train.state import State
@@ -52,8 +53,16 @@ class Stopped(Exception):
     exit_code = 42
 
 
-class Diverged(Exception):
+class Ended(Exception):
+    """A run that ends before its budget by its own fault: a result with this status, and no failure."""
+
+    status = "ended"
+
+
+class Diverged(Ended):
     """The loss is not a finite number any more."""
+
+    status = "diverged"
 
 
 @contextlib.contextmanager
@@ -63,7 +72,7 @@ def on_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-@functools.lru_cache(maxsize=16)
+@once(16)
 def compiled_steps(program: Run, mesh: Mesh, count: int) -> Any:
     """`count` updates as one compiled program, shared by all runs whose `program` is this one. The state is donated."""
     where = sharding.of_batch(mesh, leading=1)
@@ -74,9 +83,8 @@ def compiled_steps(program: Run, mesh: Mesh, count: int) -> Any:
     return jax.jit(make_steps(program), donate_argnums=0).lower(states.abstract(program, mesh), batches).compile()
 
 
-@functools.lru_cache(maxsize=16)
-def _evaluation(program: Run) -> Any:
-    """The compiled sums of one held-out batch, shared by all runs whose `program` is this one."""
+def make_evaluation(program: Run) -> Callable[[State, dict[str, Array], Array], tuple[Array, Array]]:
+    """(state, held-out batch, its number) -> the sums that `family.evaluate` gives."""
     family = families.get(program.family)
 
     def evaluate(state: State, batch: dict[str, Array], index: Array) -> tuple[Array, Array]:
@@ -84,12 +92,18 @@ def _evaluation(program: Run) -> Any:
         variables = {"params": cast(state.params, program.precision), **state.collections}
         return family.evaluate(program.model, variables, cast(batch, program.precision), key)
 
-    return jax.jit(evaluate)
+    return evaluate
+
+
+@once(16)
+def _evaluation(program: Run) -> Any:
+    """The compiled sums of one held-out batch, shared by all runs whose `program` is this one."""
+    return jax.jit(make_evaluation(program))
 
 
 def program(run: Run) -> Run:
     """The run without the numbers that are traced: runs with equal programs share compiled code."""
-    recipe = dataclasses.replace(run.optim, learning_rate=0.0, weight_decay=0.0)
+    recipe = dataclasses.replace(run.optim, **dict.fromkeys(TRACED, 0.0))
     return dataclasses.replace(
         run, optim=recipe, budget=1, seed=0, eval_examples=run.eval_batch, checkpoint_seconds=0.0, max_epochs=1
     )
@@ -111,24 +125,29 @@ def put(run: Run, batch: dict[str, np.ndarray], where: NamedSharding, examples: 
     return {name: jax.make_array_from_process_local_data(where, x, whole(x)) for name, x in named.items()}
 
 
-def _dispatch(run: Run, step: int) -> int:
+def dispatch(run: Run, step: int) -> int:
     """Updates in the dispatch after `step`. Boundaries do not depend on where a run was resumed, so its bits do not."""
     return min(run.steps_per_dispatch - step % run.steps_per_dispatch, run.steps - step)
 
 
-def _dispatches(run: Run, step: int) -> set[int]:
+def dispatches(run: Run, step: int) -> set[int]:
     """The different lengths of the dispatches that are still to come."""
     if step >= run.steps:
         return set()
-    first = _dispatch(run, step)
+    first = dispatch(run, step)
     last = run.steps % run.steps_per_dispatch
     return {n for n in (first, last, run.steps_per_dispatch) if 0 < n <= run.steps - step}
 
 
-def check(run: Run, mesh: Mesh) -> None:
-    """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch."""
+def check(run: Run, mesh: Mesh, members: int = 1) -> None:
+    """Raise ConfigError for what would fail or mislead only later: divisibility, shapes, a second epoch.
+
+    members: of the cohort that the run trains in.
+    """
     if jax.process_count() > 1:
         sharding.check_all_used(mesh)
+    if members == 1 and sharding.members_axis(mesh):
+        raise ConfigError(f"mesh {run.mesh!r} spreads the members of a cohort, and this run trains alone")
     sizes = {"batch_size / microbatches": run.batch_size // run.microbatches, "eval_batch": run.eval_batch}
     places = sharding.batch_places(mesh)
     for name, size in sizes.items():
@@ -153,6 +172,13 @@ def check_data(run: Run) -> None:
     if epochs > run.max_epochs:
         name, most = run.data.name, run.max_epochs
         raise ConfigError(f"budget {run.budget} is {epochs:.2f} epochs of {name!r}, over max_epochs {most}")
+
+
+def check_finite(first_step: int, metrics_K: dict[str, np.ndarray]) -> None:
+    """Raise Diverged that names the first broken metric of a dispatch."""
+    broken = [name for name, values in metrics_K.items() if not np.isfinite(values).all()]
+    if broken:
+        raise Diverged(f"{broken[0]} is not a finite number near step {first_step}")
 
 
 def evaluate(run: Run, state: State, mesh: Mesh) -> float:
@@ -203,7 +229,7 @@ def train(
         batches.set_state(saved["iterator"])
         step = int(jax.device_get(state.step))
         main_objective = families.get(run.family).objectives(run.model)[0].name
-        programs = {n: compiled_steps(program(run), mesh, n) for n in _dispatches(run, step)}
+        programs = {n: compiled_steps(program(run), mesh, n) for n in dispatches(run, step)}
         jax.block_until_ready(fingerprint(state))  # compiles it
         may_write()
         log = Log(workdir, step, tensorboard) if jax.process_index() == 0 else None
@@ -221,16 +247,14 @@ def train(
             metrics_K = jax.device_get(metrics)
             if log:
                 log.write(first_step, run.tokens_per_step, metrics_K)
-            broken = [name for name, values in metrics_K.items() if not np.isfinite(values).all()]
-            if broken:
-                raise Diverged(f"{broken[0]} is not a finite number near step {first_step}")
+            check_finite(first_step, metrics_K)
             loss = float(metrics_K[main_objective].mean())
             observe(Progress(step, run.steps, loss, run.tokens_per_step * step / max(wall_s(), 1e-9)))
 
         with contextlib.closing(log) if log else contextlib.nullcontext():
             pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
             while step < run.steps:
-                count = _dispatch(run, step)
+                count = dispatch(run, step)
                 batch = put(run, batches.take(count), sharding.of_batch(mesh, 1), run.batch_size)
                 state, metrics = programs[count](state, batch)
                 if pending:

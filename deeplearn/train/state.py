@@ -1,5 +1,6 @@
 """What a run carries from step to step."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -71,8 +72,12 @@ def abstract(run: Run, mesh: Mesh) -> State:
     )
 
 
+def creation(run: Run) -> Callable[[Hyper], State]:
+    """hyper -> a fresh state. Pure; the caller compiles it."""
+    return lambda hyper: sharding.unbox(_create(run, hyper))
+
+
 def create(run: Run, mesh: Mesh) -> State:
     """A fresh state, made in place on the mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(run, mesh))
-    hyper = jax.device_put(numbers(run), shardings.hyper)
-    return jax.jit(lambda h: sharding.unbox(_create(run, h)), out_shardings=shardings)(hyper)
+    return jax.jit(creation(run), out_shardings=shardings)(jax.device_put(numbers(run), shardings.hyper))
