@@ -168,6 +168,12 @@ def last_attempt(root: epath.PathLike, unit: str) -> int:
     return max((int(match[1]) for match in names if match), default=0)
 
 
+def begun_with(root: epath.PathLike, unit: str) -> tuple[str, ...]:
+    """The ids of the cohort that a unit's latest attempt trained it in, its own among them; () if there was none."""
+    attempt = read_json(directory(root, unit) / "attempts" / f"{last_attempt(root, unit)}.json")
+    return tuple(attempt.get("cohort", unit).split()) if attempt else ()
+
+
 def read_json(path: epath.PathLike) -> dict[str, Any] | None:
     """The object in a JSON file, or None if the file is missing, empty, torn or holds something else."""
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplearn import config
+from deeplearn.sweep import cohorts, ledger
 from deeplearn.sweep.grid import Unit
 
 ATTEMPTS = 3  # of one unit in one call, when its worker dies
@@ -43,15 +44,15 @@ def places(workers: int = 0) -> list[int | None]:
 
 
 class _Worker:
-    """A child process and the unit that it has in hand."""
+    """A child process and the units that it has in hand."""
 
     def __init__(self, root: Path, core: int | None, events: "queue.SimpleQueue[tuple[_Worker | None, Event]]"):
         pin = [] if core is None else [f"--core={core}"]
         self.core = core
         self.log = root / f"worker-{core or 0}.log"
         self.ready = False
-        self.unit: Unit | None = None
-        self.shape: tuple[str, int] | None = None
+        self.stopped = False
+        self.units: dict[str, Unit] = {}
         command = [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -66,11 +67,15 @@ class _Worker:
                 events.put((self, json.loads(line)))
         events.put((self, {"event": "exit", "code": self.process.wait()}))
 
-    def give(self, unit: Unit) -> None:
+    def give(self, units: list[Unit], next_units: list[Unit]) -> None:
+        """Units to train together, and those that are likely to come after them."""
         assert self.process.stdin
-        self.unit, self.shape = unit, (unit.run.family, unit.run.size)
+        self.units = {u.id: u for u in units}
+        # A worker with a core to itself has none left to compile with while it trains.
+        ahead = next_units if self.core is None else []
+        line = {"runs": [config.to_dict(u.run) for u in units], "ahead": [config.to_dict(u.run) for u in ahead]}
         with contextlib.suppress(BrokenPipeError):  # it has died; the exit event says so
-            self.process.stdin.write(json.dumps(config.to_dict(unit.run)) + "\n")
+            self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
@@ -80,55 +85,68 @@ class _Worker:
             self.process.stdin.close()
 
 
-def choose(waiting: list[Unit], worker_shape: tuple[str, int] | None, other_shapes: set[Any]) -> Unit:
-    """The next unit: cheapest first, of the size that the worker has compiled, else of one that no other is at."""
-
-    def rank(unit: Unit) -> tuple[bool, bool, float]:
-        shape = (unit.run.family, unit.run.size)
-        return shape != worker_shape, shape in other_shapes, unit.flops
-
-    return min(waiting, key=rank)
-
-
-def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], None], workers: int = 0) -> None:
+def execute(
+    root: Path,
+    units: list[Unit],
+    tell: Callable[[Unit | None, Event], None],
+    workers: int = 0,
+    cheapest_first: bool = False,
+) -> None:
     """Train the units and tell every event. Returns when each has ended, one way or another.
 
-    A worker that dies is replaced, and its unit goes on from its checkpoint, ATTEMPTS times at most. On
-    KeyboardInterrupt the units in hand are saved, and the interrupt is raised on. Raises SweepError when a worker
-    dies before it can take a unit.
+    Units that differ only in traced numbers train together (`cohorts.py`). A worker that dies is replaced, and its
+    units go on from their checkpoints, ATTEMPTS times at most. On KeyboardInterrupt the units in hand are saved, and
+    the interrupt is raised on. Raises SweepError when a worker dies before it can take a unit.
     """
     events: queue.SimpleQueue[tuple[_Worker | None, Event]] = queue.SimpleQueue()
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
+    measured = cohorts.rates(units, ledger.results(root))
+    together = {u.id: ids for u in units if (ids := ledger.begun_with(root, u.id))}
+
+    def choose(left: list[Unit]) -> list[Unit]:
+        return cohorts.choose(left, measured, together, max(1, len(staff)), cheapest_first) if left else []
+
     with _staff(root, places(workers)[: len(units)], events) as staff, _interrupts(events):
         while staff:
             worker, event = events.get()
             if worker is None:
                 raise KeyboardInterrupt
-            unit = worker.unit
-            tell(unit, event)
-            if event["event"] in ("progress", "message"):
+            kind, unit = event["event"], worker.units.get(event.get("id", ""))
+            if kind == "exit":
+                for lost in worker.units.values() or [None]:
+                    tell(lost, event)
+            else:
+                tell(unit, event)
+            if kind in ("progress", "message"):
                 continue
-            if event["event"] == "exit":
+            if kind == "exit":
                 staff.remove(worker)
                 worker.dismiss()
                 if not worker.ready:
                     raise SweepError(f"a worker ended with code {event['code']} while it started; see {worker.log}")
-                if unit and tries[unit.id] < ATTEMPTS:
-                    waiting.append(unit)
-                elif unit:
-                    tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
+                for lost in worker.units.values():
+                    if tries[lost.id] < ATTEMPTS:
+                        waiting.append(lost)
+                        together[lost.id] = ledger.begun_with(root, lost.id) or (lost.id,)
+                    else:
+                        tell(lost, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
                 if waiting:
                     staff.append(_Worker(root, worker.core, events))
                 continue
-            worker.unit, worker.ready = None, True
-            if event["event"] == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
+            worker.ready = True
+            worker.units.pop(event.get("id", ""), None)
+            if kind == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
                 waiting.append(unit)
-            elif waiting:
-                others = {w.shape for w in staff if w is not worker}
-                chosen = choose(waiting, worker.shape, others)
-                waiting.remove(chosen)
-                tries[chosen.id] += 1
-                worker.give(chosen)
+                together[unit.id] = ledger.begun_with(root, unit.id)
+                worker.stopped = True
+            if kind == "done":
+                cohorts.record(measured, unit, event)
+            if worker.units or worker.stopped:
+                continue
+            if chosen := choose(waiting):
+                waiting = [u for u in waiting if u not in chosen]
+                tries |= {u.id: tries[u.id] + 1 for u in chosen}
+                worker.give(chosen, choose(waiting))
             else:
                 worker.dismiss()
 

@@ -1,6 +1,7 @@
-"""A process that trains units one after another: `python -m deeplearn.sweep.worker ROOT [--core=I]`.
+"""A process that trains units, one cohort after another: `python -m deeplearn.sweep.worker ROOT [--core=I]`.
 
-It reads runs as JSON from standard input, one a line, and answers on standard output with one JSON object a line.
+It reads {"runs": [...], "ahead": [...]} from standard input, one a line: runs to train together, and those to compile
+for meanwhile. It answers on standard output with one JSON object a line; each run ends in exactly one of them.
 One process for many units keeps its imports and compiled programs; one process a core, each with one thread, uses a
 CPU 1.5 to 1.9 times as well as one process with all threads does (small models).
 """
@@ -48,7 +49,18 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     answer(event="ready")
     while not stopping.is_set() and (line := lines.get()):
-        train_unit(args.root, line, answer, stopping)
+        task = json.loads(line)
+        if task["ahead"]:
+            threading.Thread(target=_prepare, args=(task["ahead"],), daemon=True).start()
+        train_units(args.root, task["runs"], answer, stopping)
+
+
+def _prepare(runs: list[dict[str, Any]]) -> None:
+    from deeplearn.train import cohort
+    from deeplearn.train.run import from_json
+
+    with contextlib.suppress(Exception):  # what is wrong with them is said when they train
+        cohort.prepare([from_json(run) for run in runs])
 
 
 def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
@@ -60,15 +72,96 @@ def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
     lines.put(None)
 
 
-def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: threading.Event) -> None:
-    """Train one run as a unit of the ledger, record how it ended, and answer that."""
-    from deeplearn import config, sharding
+def train_units(root: Path, runs: list[dict[str, Any]], answer: Callable[..., None], stopping: threading.Event) -> None:
+    """Train runs together as units of the ledger, record how each ended, and answer that."""
+    from deeplearn import config
     from deeplearn.sweep import ledger
-    from deeplearn.train import loop
     from deeplearn.train.run import from_json
 
-    run = from_json(json.loads(line))
-    unit = config.identity(run)
+    claims: Claims = {}
+    parsed = {config.identity(run): run for run in map(from_json, runs)}
+    for unit, run in parsed.items():
+        try:
+            claims[unit] = run, ledger.claim(root, unit, cohort=" ".join(parsed))
+        except ledger.Fenced as error:
+            answer(event="fenced", id=unit, message=str(error))
+    _train(claims, answer, stopping)
+
+
+Claims = dict[str, tuple[Any, Any]]  # unit -> its run and its claim; those that have ended are taken out
+
+
+def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Event) -> None:
+    """Train the claimed runs together; what cannot be is tried in two halves, so that one run fails alone."""
+    from deeplearn.sweep import ledger
+    from deeplearn.train import loop
+
+    groups = [claims]
+    while groups:
+        group = groups.pop()
+        error = _attempt(group, answer, stopping) if group else None
+        if isinstance(error, loop.Stopped):
+            for unit in [u for g in (group, *groups) for u in g]:
+                answer(event="stopped", id=unit, message=str(error))
+            return
+        for unit in [u for u, (_, claim) in group.items() if not _is_mine(claim)]:
+            _end(group, unit, answer, event="fenced", message=f"unit {unit} belongs to a later attempt")
+            error = None
+        if not group:
+            continue
+        if error is None:
+            groups.append(group)
+            continue
+        text, units = f"{type(error).__name__}: {error}", list(group)
+        if len(units) == 1:
+            ledger.fail(group[units[0]][1], type(error).__name__, str(error))
+            _end(group, units[0], answer, event="failed", message=text)
+            continue
+        why = text.splitlines()[0][:200]
+        answer(event="message", id=units[0], message=f"{len(units)} units do not train together, so halves do: {why}")
+        middle = len(units) // 2
+        groups += [{u: group[u] for u in half} for half in (units[middle:], units[:middle])]
+
+
+def _attempt(claims: Claims, answer: Callable[..., None], stopping: threading.Event) -> Exception | None:
+    """Train until all have ended. Returns what went wrong, without what it holds of the device's memory."""
+    from deeplearn.train import cohort
+
+    members = [_member(claims, unit, answer) for unit in claims]
+
+    def tell(message: str) -> None:
+        answer(event="message", id=next(iter(claims), None), message=message)
+
+    try:
+        if len(members) > 1:
+            cohort.train(members, stopping.is_set, tell)
+        else:
+            _alone(members[0], stopping, tell)
+    except Exception as error:  # one unit's failure is not the sweep's
+        return error.with_traceback(None)
+    return None
+
+
+def _alone(member: Any, stopping: threading.Event, tell: Callable[[str], None]) -> None:
+    """Train one run by the loop that has no axis of members."""
+    from deeplearn import sharding
+    from deeplearn.train import loop
+
+    run = member.run
+    sharding.check_all_used(sharding.make_mesh(run.mesh))
+    try:
+        member.end(loop.train(run, member.folder, member.observe, member.may_write, stopping.is_set, tell))
+    except loop.Ended as ended:
+        member.end(ended)
+
+
+def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
+    """A claimed unit as a member of a cohort: it tells where it is, and records how it ends."""
+    from deeplearn.sweep import ledger
+    from deeplearn.train import cohort, loop
+
+    run, claim = claims[unit]
+    members = len(claims)
     last = 0.0
 
     def observe(progress: loop.Progress) -> None:
@@ -77,35 +170,30 @@ def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: thr
             last = time.monotonic()
             answer(event="progress", id=unit, **progress._asdict())
 
-    def tell(message: str) -> None:
-        answer(event="message", id=unit, message=message)
+    def end(how: loop.Result | loop.Ended) -> None:
+        if isinstance(how, loop.Ended):
+            result = {"status": how.status, "loss": None, "message": str(how), "members": members}
+        else:
+            result = {"status": "done", **how._asdict(), "members": members}
+        ledger.finish(claim, result)
+        _end(claims, unit, answer, event=result.pop("status"), **result)
 
-    def train(claim: ledger.Claim) -> dict[str, Any]:
-        folder = ledger.directory(root, unit)
-        sharding.check_all_used(sharding.make_mesh(run.mesh))
-        try:
-            result = loop.train(run, folder, observe, claim.check, stopping.is_set, tell)
-            return {"status": "done", **result._asdict()}
-        except loop.Diverged as error:
-            return {"status": "diverged", "loss": None, "message": str(error)}
+    return cohort.Member(run, Path(claim.folder), observe, claim.check, end)
+
+
+def _end(claims: Claims, unit: str, answer: Callable[..., None], /, **event: Any) -> None:
+    del claims[unit]
+    answer(id=unit, **event)
+
+
+def _is_mine(claim: Any) -> bool:
+    from deeplearn.sweep import ledger
 
     try:
-        claim = ledger.claim(root, unit)
-        try:
-            result = train(claim)
-        except (loop.Stopped, ledger.Fenced):
-            raise
-        except Exception as error:  # one unit's failure is not the sweep's
-            message = f"{type(error).__name__}: {error}"
-            ledger.fail(claim, type(error).__name__, str(error))
-            answer(event="failed", id=unit, message=message)
-            return
-        ledger.finish(claim, result)
-        answer(event=result["status"], id=unit, **{k: v for k, v in result.items() if k != "status"})
-    except loop.Stopped as error:
-        answer(event="stopped", id=unit, message=str(error))
-    except ledger.Fenced as error:
-        answer(event="fenced", id=unit, message=str(error))
+        claim.check()
+    except ledger.Fenced:
+        return False
+    return ledger.read_json(claim.folder / "result.json") is None
 
 
 if __name__ == "__main__":

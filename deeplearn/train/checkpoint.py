@@ -90,8 +90,10 @@ class Checkpoints:
             raise RuntimeError("every checkpoint is damaged; remove the checkpoints folder to start this run anew")
         return None
 
-    def restore_at(self, step: int, abstract: State, tell: Callable[[str], None]) -> tuple[State, dict[str, Any]] | None:
-        """The checkpoint of one step as (state, data iterator's state), and later ones deleted; None if it is damaged."""
+    def restore_at(
+        self, step: int, abstract: State, tell: Callable[[str], None]
+    ) -> tuple[State, dict[str, Any]] | None:
+        """One step's checkpoint as (state, data iterator's state), with later ones deleted; None if it is damaged."""
         restored, reason = self._sound(step, abstract)
         if restored is None:
             tell(f"checkpoint {step} is damaged: {reason}")

@@ -1,12 +1,12 @@
 """A cohort: runs that differ only in traced numbers and train as one program, each as it would alone.
 
-The program is the single run's, mapped over a leading axis of members (`jax.vmap`). Each member keeps its own folder with
-its own checkpoints and metrics, as if it were alone there.
+The program is the single run's, mapped over a leading axis of members (`jax.vmap`). Each member keeps its own folder
+with its own checkpoints and metrics, as if it were alone there.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import loop, state as states
+from deeplearn.train import loop, memory, state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.loop import Diverged, Ended, Progress, Result, Stopped
 from deeplearn.train.metrics import Log
@@ -29,9 +29,13 @@ from deeplearn.train.step import make_steps
 RECOMPILE_S = 20.0  # a smaller program for the members that are left must save this much
 
 
+class TooWide(RuntimeError):
+    """The members do not fit into the device's memory together."""
+
+
 class Member(NamedTuple):
-    """A run of a cohort. observe, may_write: as `loop.train` takes them; observe may raise Ended, which ends this member.
-    end: called once, with how it ended."""
+    """A run of a cohort. observe, may_write: as `loop.train` takes them; observe may raise Ended, which ends this
+    member. end: called once, with how it ended."""
 
     run: Run
     folder: Path
@@ -49,8 +53,8 @@ def train(members: Sequence[Member], should_stop: Callable[[], bool], tell: Call
     """Train the members to their ends, going on from the newest step that all have a sound checkpoint of.
 
     A member that diverges ends, and its lane goes on empty until a smaller program for the others pays.
-    should_stop: asked once a dispatch; True saves and raises Stopped. tell: gets one-line messages. Also raises ConfigError,
-    and what a member's may_write raises.
+    should_stop: asked once a dispatch; True saves and raises Stopped. tell: gets one-line messages. Also raises
+    TooWide, before anything is trained, ConfigError, and what a member's may_write raises.
     """
     if len({key(m.run) for m in members}) > 1:
         raise ConfigError("these runs differ in more than numbers that can be traced")
@@ -140,6 +144,7 @@ def _together(
             feed.set_state(kept["iterator"])
         step = int(jax.device_get(state.step)[0])
         programs = {n: compiled_steps(program, mesh, n, lanes) for n in loop.dispatches(run, step)}
+        _check_memory(programs.values(), lanes)
         pick = _picking(program, mesh)
         jax.block_until_ready(fingerprint(pick(state, jax.device_put(np.int32(0)))))  # compiles both
         live = dict(enumerate(members))
@@ -203,6 +208,27 @@ def _together(
             stores[i].wait()
             live[i].end(broken or result)
     return []
+
+
+def prepare(runs: Sequence[Run]) -> None:
+    """Compile what these runs need to train together from the start, or one alone: for a thread beside the training."""
+    run, program, lanes = runs[0], loop.program(runs[0]), len(runs)
+    mesh = sharding.mesh_of_members(run.mesh, lanes) if lanes > 1 else sharding.make_mesh(run.mesh)
+    with loop.on_mesh(mesh):
+        for count in sorted(loop.dispatches(run, 0)):
+            if lanes > 1:
+                compiled_steps(program, mesh, count, lanes)
+            else:
+                loop.compiled_steps(program, mesh, count)
+
+
+def _check_memory(programs: Iterable[Any], lanes: int) -> None:
+    for program in programs:
+        wanted, free = memory.needed(program), memory.free()
+        if wanted > free and lanes > 1:
+            raise TooWide(
+                f"{lanes} members want {wanted / 1e9:.3g} GB of memory together, and {free / 1e9:.3g} are free"
+            )
 
 
 def _evaluate(run: Run, state: State, mesh: Mesh, lanes: Sequence[int]) -> dict[int, float]:

@@ -54,18 +54,6 @@ def test_a_unit_counts_what_is_really_trained():
     assert a.flops_6nd == 6 * a.params_no_embed * 8192 < a.flops
 
 
-def test_the_cheapest_unit_comes_first_but_a_worker_stays_with_what_it_has_compiled(fitted):
-    small, large = fitted[0], fitted[5]
-    others_16, others_32 = {("transformer", 16)}, {("transformer", 32)}
-    assert local.choose(fitted, None, set()) is small
-    assert local.choose(fitted[::-1], None, set()) is small
-    assert local.choose(fitted, ("transformer", 32), set()) is fitted[4], "the cheapest of its own size"
-    assert local.choose(fitted, ("transformer", 32), others_32) is fitted[4], "its own size, whoever else is at it"
-    assert local.choose(fitted, None, others_16) is fitted[2], "no second worker compiles what one is compiling"
-    assert local.choose(fitted, ("transformer", 48), others_16 | others_32) is fitted[2]
-    assert local.choose([large, small], None, others_16 | others_32) is small, "when each size is taken, the cheapest"
-
-
 def test_places_are_cores_and_no_more_than_asked(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert local.places() == local.cores() != []
