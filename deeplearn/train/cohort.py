@@ -69,14 +69,8 @@ def compiled_steps(program: Run, mesh: Mesh, count: int, members: int) -> Any:
         name: jax.ShapeDtypeStruct((members, count, program.batch_size, *s.shape), s.dtype, sharding=_where(mesh))
         for name, s in families.get(program.family).example(program.model).items()
     }
-    mapped = _mapped(make_steps(program), mesh)
+    mapped = jax.vmap(make_steps(program), spmd_axis_name=sharding.members_axis(mesh))
     return jax.jit(mapped, donate_argnums=0).lower(_abstract(program, mesh, members), batches).compile()
-
-
-@once(16)
-def _evaluation(program: Run, mesh: Mesh) -> Any:
-    """Sums of one held-out batch [members], the same batch for all."""
-    return jax.jit(_mapped(loop.make_evaluation(program), mesh, in_axes=(0, None, None)))
 
 
 @once(16)
@@ -85,10 +79,6 @@ def _picking(program: Run, mesh: Mesh) -> Any:
     shardings = jax.tree.map(lambda x: x.sharding, states.abstract(program, mesh))
     pick = lambda state, i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), state)  # noqa: E731
     return jax.jit(pick, out_shardings=shardings)
-
-
-def _mapped(f: Callable[..., Any], mesh: Mesh, in_axes: Any = 0) -> Callable[..., Any]:
-    return jax.vmap(f, in_axes, spmd_axis_name=sharding.members_axis(mesh))
 
 
 def _where(mesh: Mesh) -> jax.sharding.NamedSharding:
@@ -103,13 +93,10 @@ def _abstract(program: Run, mesh: Mesh, members: int) -> State:
     return jax.tree.map(stacked, states.abstract(program, mesh))
 
 
-def _create(members: Sequence[Member], mesh: Mesh) -> State:
-    """Fresh states, each with the bits that its run alone has."""
-    program = loop.program(members[0].run)
-    shardings = jax.tree.map(lambda x: x.sharding, _abstract(program, mesh, len(members)))
-    hyper = jax.tree.map(lambda *x: np.stack(x), *(states.numbers(m.run) for m in members))
-    created = jax.jit(_mapped(states.creation(program), mesh), out_shardings=shardings)
-    return created(jax.device_put(hyper, shardings.hyper))
+def _stacked(program: Run, mesh: Mesh, each: Sequence[State]) -> State:
+    """The states of all members as one, from their own."""
+    where = jax.tree.map(lambda x: x.sharding, _abstract(program, mesh, len(each)))
+    return jax.tree.map(lambda to, *x: jax.device_put(np.stack(jax.device_get(x)), to), where, *each)
 
 
 def _restore(
@@ -120,9 +107,7 @@ def _restore(
     for step in sorted(set.intersection(*(set(store.steps) for store in stores)), reverse=True):
         found = [store.restore_at(step, abstract, tell) for store in stores]
         if all(found):
-            shardings = jax.tree.map(lambda x: x.sharding, _abstract(program, mesh, len(stores)))
-            stack = jax.jit(lambda rows: jax.tree.map(lambda *x: jax.numpy.stack(x), *rows), out_shardings=shardings)
-            return stack([state for state, _ in found]), [saved for _, saved in found]
+            return _stacked(program, mesh, [state for state, _ in found]), [saved for _, saved in found]
     return None
 
 
@@ -139,7 +124,7 @@ def _together(
         feeds = [data.train_iterator(run.data, run.batch_size, m.run.seed) for m in members]
         restored = _restore(program, mesh, stores, tell)
         fresh = [{"wall_s": 0.0, "iterator": feed.get_state()} for feed in feeds]
-        state, saved = restored or (_create(members, mesh), fresh)
+        state, saved = restored or (_stacked(program, mesh, [states.create(m.run, mesh) for m in members]), fresh)
         for feed, kept in zip(feeds, saved, strict=True):
             feed.set_state(kept["iterator"])
         step = int(jax.device_get(state.step)[0])
@@ -202,11 +187,14 @@ def _together(
                 tell(f"{len(live)} of {lanes} members go on by themselves")
                 return list(live.values())
         trained_s = {i: wall_s(i) for i in live}
-        for i, loss in _evaluate(run, state, mesh, list(live)).items():
-            result = Result(loss, families.get(run.family).UNIT, run.tokens, trained_s[i], run.tokens / trained_s[i])
-            broken = None if np.isfinite(loss) else Diverged(f"held-out loss is {loss}")
+        for i, member in live.items():
+            # One after another: mapped over the members, with one batch for all, a CPU takes four times as long.
+            loss = loop.evaluate(run, pick(state, jax.device_put(np.int32(i))), mesh)
             stores[i].wait()
-            live[i].end(broken or result)
+            try:
+                member.end(loop.result(run, loss, trained_s[i]))
+            except Diverged as diverged:
+                member.end(diverged)
     return []
 
 
@@ -229,16 +217,3 @@ def _check_memory(programs: Iterable[Any], lanes: int) -> None:
             raise TooWide(
                 f"{lanes} members want {wanted / 1e9:.3g} GB of memory together, and {free / 1e9:.3g} are free"
             )
-
-
-def _evaluate(run: Run, state: State, mesh: Mesh, lanes: Sequence[int]) -> dict[int, float]:
-    """Held-out loss of each of these members, in the family's unit."""
-    if not lanes:
-        return {}
-    evaluate_batch = _evaluation(loop.program(run), mesh)
-    totals_M, weights_M = np.zeros(()), np.zeros(())
-    for i, batch in enumerate(data.eval_batches(run.data, run.eval_batch, run.eval_examples)):
-        sums = evaluate_batch(state, loop.put(run, batch, sharding.of_batch(mesh)), jax.device_put(np.int32(i)))
-        total_M, weight_M = jax.device_get(sums)
-        totals_M, weights_M = totals_M + total_M.astype(np.float64), weights_M + weight_M.astype(np.float64)
-    return {i: float(totals_M[i] / weights_M[i]) for i in lanes}

@@ -1,7 +1,6 @@
 """The training loop: restore, step, log, checkpoint, evaluate."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.optim import TRACED
 from deeplearn.train import state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.once import once
 from deeplearn.train.precision import cast
-from deeplearn.train.run import Run
+from deeplearn.train.run import Run, program
 from deeplearn.train.state import State
 from deeplearn.train.step import make_steps
 from deeplearn.train.together import Votes
@@ -83,8 +81,9 @@ def compiled_steps(program: Run, mesh: Mesh, count: int) -> Any:
     return jax.jit(make_steps(program), donate_argnums=0).lower(states.abstract(program, mesh), batches).compile()
 
 
-def make_evaluation(program: Run) -> Callable[[State, dict[str, Array], Array], tuple[Array, Array]]:
-    """(state, held-out batch, its number) -> the sums that `family.evaluate` gives."""
+@once(16)
+def _evaluation(program: Run) -> Any:
+    """The compiled sums of one held-out batch, shared by all runs whose `program` is this one."""
     family = families.get(program.family)
 
     def evaluate(state: State, batch: dict[str, Array], index: Array) -> tuple[Array, Array]:
@@ -92,21 +91,7 @@ def make_evaluation(program: Run) -> Callable[[State, dict[str, Array], Array], 
         variables = {"params": cast(state.params, program.precision), **state.collections}
         return family.evaluate(program.model, variables, cast(batch, program.precision), key)
 
-    return evaluate
-
-
-@once(16)
-def _evaluation(program: Run) -> Any:
-    """The compiled sums of one held-out batch, shared by all runs whose `program` is this one."""
-    return jax.jit(make_evaluation(program))
-
-
-def program(run: Run) -> Run:
-    """The run without the numbers that are traced: runs with equal programs share compiled code."""
-    recipe = dataclasses.replace(run.optim, **dict.fromkeys(TRACED, 0.0))
-    return dataclasses.replace(
-        run, optim=recipe, budget=1, seed=0, eval_examples=run.eval_batch, checkpoint_seconds=0.0, max_epochs=1
-    )
+    return jax.jit(evaluate)
 
 
 def put(run: Run, batch: dict[str, np.ndarray], where: NamedSharding, examples: int | None = None) -> dict[str, Array]:
@@ -192,6 +177,13 @@ def evaluate(run: Run, state: State, mesh: Mesh) -> float:
     return total / weight
 
 
+def result(run: Run, loss: float, wall_s: float) -> Result:
+    """Of a run that was trained to its end. Raises Diverged if its held-out loss is not finite."""
+    if not math.isfinite(loss):
+        raise Diverged(f"held-out loss is {loss}")
+    return Result(loss, families.get(run.family).UNIT, run.tokens, wall_s, run.tokens / wall_s)
+
+
 def load_variables(run: Run, workdir: Path) -> tuple[int, dict[str, Any]]:
     """The newest sound checkpoint's updates done, and its variables. Raises ConfigError if there is none."""
     mesh = sharding.one_device()
@@ -271,6 +263,4 @@ def train(
                     raise Stopped(f"stopped at step {step} of {run.steps}; run it again to go on from there")
         trained_s = wall_s()
         loss = evaluate(run, state, mesh)
-    if not math.isfinite(loss):
-        raise Diverged(f"held-out loss is {loss}")
-    return Result(loss, families.get(run.family).UNIT, run.tokens, trained_s, run.tokens / trained_s)
+    return result(run, loss, trained_s)

@@ -6,7 +6,7 @@ from typing import Any
 from deeplearn import families
 from deeplearn.config import ConfigError, aside, from_dict, nearest
 from deeplearn.data import Data
-from deeplearn.optim import Optim
+from deeplearn.optim import TRACED, Optim
 from deeplearn.train.precision import PRECISIONS
 
 
@@ -78,6 +78,14 @@ class Run:
     def tokens(self) -> int:
         """D as trained."""
         return self.steps * self.tokens_per_step
+
+
+def program(run: Run) -> Run:
+    """The run without the numbers that are traced: runs with equal programs share compiled code."""
+    recipe = dataclasses.replace(run.optim, **dict.fromkeys(TRACED, 0.0))
+    return dataclasses.replace(
+        run, optim=recipe, budget=1, seed=0, eval_examples=run.eval_batch, checkpoint_seconds=0.0, max_epochs=1
+    )
 
 
 def from_json(data: dict[str, Any]) -> Run:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from deeplearn import families, optim, sharding
 from deeplearn.families.family import Objective
 from deeplearn.optim import Hyper
-from deeplearn.train.run import Run
+from deeplearn.train.once import once
+from deeplearn.train.run import Run, program
 
 
 class State(NamedTuple):
@@ -79,5 +80,12 @@ def creation(run: Run) -> Callable[[Hyper], State]:
 
 def create(run: Run, mesh: Mesh) -> State:
     """A fresh state, made in place on the mesh."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(run, mesh))
-    return jax.jit(creation(run), out_shardings=shardings)(jax.device_put(numbers(run), shardings.hyper))
+    created, where = _compiled_creation(program(run), mesh)
+    return created(jax.device_put(numbers(run), where))
+
+
+@once(16)
+def _compiled_creation(program: Run, mesh: Mesh) -> tuple[Any, Any]:
+    """For all runs of one program: it takes longer to compile than a small model's first second of training."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(program, mesh))
+    return jax.jit(creation(program), out_shardings=shardings), shardings.hyper

@@ -146,5 +146,5 @@ def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="differ in more than numbers that can be traced"):
         Cohort([a, b], tmp_path / "a").train()
     monkeypatch.setattr(memory, "free", lambda: 10**6)
-    with pytest.raises(cohort.TooWide, match=r"2 members want .* GB of memory, and 0\.001 are free"):
+    with pytest.raises(cohort.TooWide, match=r"2 members want .* GB of memory together, and 0\.001 are free"):
         Cohort([a, dataclasses.replace(a, seed=1)], tmp_path / "b").train()
