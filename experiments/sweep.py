@@ -16,6 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from deeplearn.config import ConfigError
+from deeplearn.sweep.staff import Staff
 from experiments import cli
 
 cli.define_config_flags()
@@ -29,10 +30,20 @@ def main(argv: list[str]) -> int:
         raise ConfigError("where to? pass --root=DIR")
     if flags.FLAGS.config is None:
         raise ConfigError("which sweep? pass --config=NAME, for example --config=quickstart")
+    with Staff(_WORKERS.value) as staff:
+        if not (Path(_ROOT.value) / "law.json").exists():
+            staff.start()  # workers import while this process does
+        return _study(staff)
+
+
+def _study(staff: Staff) -> int:
     module = cli.load_config(flags.FLAGS.config)
     if not hasattr(module, "get_sweep"):
         raise ConfigError(f"config {flags.FLAGS.config!r} has no get_sweep(); experiments.train trains a single run")
-    from deeplearn.sweep import report, study  # slow to import: a wrong flag should not wait for it
+    import jax  # slow to import: a wrong flag should not wait for it
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator is for the workers
+    from deeplearn.sweep import report, study
     from deeplearn.sweep.grid import unit_of
 
     console = Console()
@@ -44,7 +55,7 @@ def main(argv: list[str]) -> int:
     ]
     root = Path(_ROOT.value)
     try:
-        done = study.run(sweep, units, root, console, _WORKERS.value)
+        done = study.run(sweep, units, root, console, staff)
     except KeyboardInterrupt:
         console.print("interrupted; every run is saved: the same command goes on from here", soft_wrap=True)
         return 130

@@ -15,6 +15,7 @@ from deeplearn.config import ConfigError
 from deeplearn.sweep import ledger, local, table
 from deeplearn.sweep.grid import Sweep, Unit
 from deeplearn.sweep.progress import Display
+from deeplearn.sweep.staff import Staff
 from deeplearn.train import loop
 
 MIN_RUNS = 6  # the law has 5 parameters
@@ -56,7 +57,7 @@ def check(units: list[Unit]) -> None:
             )
 
 
-def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: int = 0) -> Study:
+def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, staff: Staff) -> Study:
     """Go through the whole study in `root`, from wherever its files say that it is.
 
     Raises ConfigError, and SweepError when workers do not start or too few runs were done for a law.
@@ -71,11 +72,11 @@ def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: 
         for unit in units:
             if ledger.status(root, unit.id) != "done":
                 loop.check_data(unit.run)
-        _train("fit", units, root, console, workers)
+        _train("fit", units, root, console, staff)
         rows = table.rows(root, units)
         fit = _fit(sweep, rows)
         predictions = _predict(sweep, rows, fit, root, console)
-        _train("held_out", units, root, console, workers)
+        _train("held_out", units, root, console, staff)
         rows = table.rows(root, units)
         law = {**fit.to_json(), "count": sweep.count, "held_out": _compare(root, rows, predictions)}
         table.write(root / "runs.csv", rows)
@@ -83,14 +84,14 @@ def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, workers: 
     return Study(rows, fit, law)
 
 
-def _train(split: str, units: list[Unit], root: Path, console: Console, workers: int) -> None:
+def _train(split: str, units: list[Unit], root: Path, console: Console, staff: Staff) -> None:
     """Train what has no result yet; a run that failed is tried anew by each command."""
     status = {u.id: ledger.status(root, u.id) for u in units}
     waiting = [u for u in units if u.split == split and status[u.id] not in ("done", "diverged")]
     if waiting:
         ended = {u.id for u in units if status[u.id] not in ("new", "started") and u not in waiting}
-        with Display(units, ended, len(local.places(workers)), console) as display:
-            local.execute(root, waiting, display.tell, workers)
+        with Display(units, ended, len(staff.places), console) as display:
+            local.execute(root, waiting, display.tell, staff)
 
 
 def _fit(sweep: Sweep, rows: list[table.Row]) -> laws.Fit:

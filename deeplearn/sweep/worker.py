@@ -1,7 +1,8 @@
-"""A process that trains units, one cohort after another: `python -m deeplearn.sweep.worker ROOT [--core=I]`.
+"""A process that trains units, one cohort after another: `python -m deeplearn.sweep.worker [--core=I]`.
 
-It reads {"runs": [...], "ahead": [...]} from standard input, one a line: runs to train together, and those to compile
-for meanwhile. It answers on standard output with one JSON object a line; each run ends in exactly one of them.
+It reads {"root": ..., "runs": [...], "ahead": [...]} from standard input, one a line: runs to train together as units
+of that ledger, and those to compile for meanwhile. It answers on standard output with one JSON object a line; each run
+ends in exactly one of them.
 One process for many units keeps its imports and compiled programs; one process a core, each with one thread, uses a
 CPU 1.5 to 1.9 times as well as one process with all threads does (small models).
 """
@@ -22,7 +23,6 @@ from typing import Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deeplearn.sweep.worker", description=__doc__)
-    parser.add_argument("root", type=Path)
     parser.add_argument("--core", type=int, help="run on this core alone")
     args = parser.parse_args()
     if args.core is not None and hasattr(os, "sched_setaffinity"):
@@ -52,7 +52,7 @@ def main() -> None:
         task = json.loads(line)
         if task["ahead"]:
             threading.Thread(target=_prepare, args=(task["ahead"],), daemon=True).start()
-        train_units(args.root, task["runs"], answer, stopping)
+        train_units(Path(task["root"]), task["runs"], answer, stopping)
 
 
 def _prepare(runs: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deeplearn import laws
 from deeplearn.config import ConfigError
-from deeplearn.sweep import ledger, local, study, table
+from deeplearn.sweep import ledger, local, staff, study, table
 from deeplearn.sweep.grid import Sweep, grid, unit_of
 from deeplearn.sweep.progress import Display, clock, short
 from experiments import cli
@@ -56,9 +56,9 @@ def test_a_unit_counts_what_is_really_trained():
 
 def test_places_are_cores_and_no_more_than_asked(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert local.places() == local.cores() != []
-    assert local.places(1) == local.cores()[:1]
-    assert local.places(10_000) == local.cores()
+    assert staff.places() == staff.cores() != []
+    assert staff.places(1) == staff.cores()[:1]
+    assert staff.places(10_000) == staff.cores()
 
 
 def test_a_sweep_that_tests_nothing_is_refused(fitted):
@@ -78,11 +78,11 @@ def test_a_sweep_that_tests_nothing_is_refused(fitted):
 
 def test_a_refused_sweep_leaves_nothing(fitted, tmp_path):
     with pytest.raises(ConfigError):
-        study.run(Sweep("s", [], []), fitted[:2], tmp_path / "root", Console(file=io.StringIO()))
+        study.run(Sweep("s", [], []), fitted[:2], tmp_path / "root", Console(file=io.StringIO()), staff.Staff())
     assert not (tmp_path / "root").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot make the folder '.*file': File exists"):
-        study.run(Sweep("s", [], []), fitted, tmp_path / "file", Console(file=io.StringIO()))
+        study.run(Sweep("s", [], []), fitted, tmp_path / "file", Console(file=io.StringIO()), staff.Staff())
 
 
 def test_versions_do_without_git(monkeypatch, tmp_path):
@@ -93,8 +93,12 @@ def test_versions_do_without_git(monkeypatch, tmp_path):
 
 def test_a_worker_that_cannot_start_ends_the_sweep(fitted, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no interpreter starts with this
-    with pytest.raises(local.SweepError, match=r"a worker ended with code 1 while it started; see .*worker-\d+\.log"):
-        local.execute(tmp_path, fitted, lambda unit, event: None, workers=1)
+    refused = pytest.raises(
+        local.SweepError, match=r"a worker ended with code 1 while it started; see .*worker-\d+\.log"
+    )
+    with refused, staff.Staff(1) as one:
+        local.execute(tmp_path, fitted, lambda unit, event: None, one)
+    assert "PYTHONHOME" in next(tmp_path.glob("worker-*.log")).read_text()
 
 
 def test_a_prediction_is_made_once_for_each_held_out_run(tmp_path, fitted):
