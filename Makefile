@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slow lint bench bench-laws bench-preflight bench-sharding clean
+.PHONY: sweep test test-slow lint bench bench-laws bench-preflight bench-sharding bench-sweep clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -30,6 +30,9 @@ bench-preflight: $(VENV)/.installed-bench-preflight
 
 bench-sharding: $(VENV)/.installed
 	$(BIN)/python -m experiments.bench.sharding
+
+bench-sweep: $(VENV)/.installed
+	$(BIN)/python -m experiments.bench.sweep
 
 clean:
 	rm -rf $(VENV) runs

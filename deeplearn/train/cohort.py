@@ -66,7 +66,7 @@ def train(members: Sequence[Member], should_stop: Callable[[], bool], tell: Call
 def compiled_steps(program: Run, mesh: Mesh, count: int, members: int) -> Any:
     """`loop.compiled_steps` of a cohort; state and batches have a leading axis of members."""
     batches = {
-        name: jax.ShapeDtypeStruct((members, count, program.batch_size, *s.shape), s.dtype, sharding=_where(mesh))
+        name: jax.ShapeDtypeStruct((members, count, program.batch_size, *s.shape), s.dtype, sharding=where(mesh))
         for name, s in families.get(program.family).example(program.model).items()
     }
     mapped = jax.vmap(make_steps(program), spmd_axis_name=sharding.members_axis(mesh))
@@ -81,7 +81,7 @@ def _picking(program: Run, mesh: Mesh) -> Any:
     return jax.jit(pick, out_shardings=shardings)
 
 
-def _where(mesh: Mesh) -> jax.sharding.NamedSharding:
+def where(mesh: Mesh) -> jax.sharding.NamedSharding:
     """Sharding of training batches [members, steps, B, ...]."""
     return sharding.of_members(sharding.of_batch(mesh, leading=1))
 
@@ -93,7 +93,7 @@ def _abstract(program: Run, mesh: Mesh, members: int) -> State:
     return jax.tree.map(stacked, states.abstract(program, mesh))
 
 
-def _stacked(program: Run, mesh: Mesh, each: Sequence[State]) -> State:
+def stacked(program: Run, mesh: Mesh, each: Sequence[State]) -> State:
     """The states of all members as one, from their own."""
     where = jax.tree.map(lambda x: x.sharding, _abstract(program, mesh, len(each)))
     return jax.tree.map(lambda to, *x: jax.device_put(np.stack(jax.device_get(x)), to), where, *each)
@@ -107,7 +107,7 @@ def _restore(
     for step in sorted(set.intersection(*(set(store.steps) for store in stores)), reverse=True):
         found = [store.restore_at(step, abstract, tell) for store in stores]
         if all(found):
-            return _stacked(program, mesh, [state for state, _ in found]), [saved for _, saved in found]
+            return stacked(program, mesh, [state for state, _ in found]), [saved for _, saved in found]
     return None
 
 
@@ -124,7 +124,7 @@ def _together(
         feeds = [data.train_iterator(run.data, run.batch_size, m.run.seed) for m in members]
         restored = _restore(program, mesh, stores, tell)
         fresh = [{"wall_s": 0.0, "iterator": feed.get_state()} for feed in feeds]
-        state, saved = restored or (_stacked(program, mesh, [states.create(m.run, mesh) for m in members]), fresh)
+        state, saved = restored or (stacked(program, mesh, [states.create(m.run, mesh) for m in members]), fresh)
         for feed, kept in zip(feeds, saved, strict=True):
             feed.set_state(kept["iterator"])
         step = int(jax.device_get(state.step)[0])
@@ -167,7 +167,7 @@ def _together(
         while step < run.steps and live:
             count = loop.dispatch(run, step)
             rows = [feed.take(count) for feed in feeds]
-            batch = loop.put(run, {name: np.stack([r[name] for r in rows]) for name in rows[0]}, _where(mesh))
+            batch = loop.put(run, {name: np.stack([r[name] for r in rows]) for name in rows[0]}, where(mesh))
             state, metrics = programs[count](state, batch)
             if pending:
                 write(*pending)

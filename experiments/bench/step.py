@@ -9,9 +9,6 @@ with two threads. Needs the extra `bench`. Prints a table and writes runs/bench/
 
 import json
 import os
-import statistics
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.bench.overhead import loop_overhead
 from experiments.bench.sides import Side, ratio, take_turns
 from experiments.bench.worker import BATCH, LENGTH, jax_run
 
@@ -67,40 +65,6 @@ def _flops_per_step(side: dict[str, Any]) -> float:
     from deeplearn.families import counting, transformer
 
     return BATCH * counting.flops_per_example(transformer, jax_run(side).model)
-
-
-def loop_overhead(rounds: int) -> float:
-    """How much longer the training loop (data, metrics, checkpoints) takes than its bare compiled step: 0.01 is 1 %."""
-    import jax
-
-    from deeplearn import data, sharding
-    from deeplearn.train import loop, state as states
-    from experiments.configs.transformer import get_config
-
-    run = cli.overlay(get_config(48), {"budget": 4 * 128 * 16 * 48, "mesh": "data:1"})
-    mesh = sharding.make_mesh(run.mesh)
-    count = run.steps_per_dispatch
-
-    def whole() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            return loop.train(run, Path(folder)).wall_s
-
-    def bare() -> float:
-        with loop.on_mesh(mesh):
-            program = loop.compiled_steps(loop.program(run), mesh, count)
-            state = states.create(run, mesh)
-            rows = data.train_iterator(run.data, run.batch_size, 0).take(count)
-            batch = loop.put(run, rows, sharding.of_batch(mesh, 1))
-            jax.block_until_ready((state, batch))
-            start = time.perf_counter()
-            for _ in range(run.steps // count):
-                state, metrics = program(state, batch)
-            jax.block_until_ready((state, metrics))
-            return time.perf_counter() - start
-
-    whole(), bare()  # to compile
-    pairs = [(whole(), bare()) if turn % 2 else (bare(), whole())[::-1] for turn in range(rounds)]
-    return statistics.median(w for w, _ in pairs) / statistics.median(b for _, b in pairs) - 1
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """One side of a benchmark in a process of its own: python -m experiments.bench.worker '{"kind": "jax", ...}'
 
-Kinds: "jax" (our training step), "torch" (experiments/bench/torch_model.py), "matmul" (this machine's float32 rate).
+Kinds: "jax" (our training step), "cohort" (members of the quickstart's transformer, together), "torch"
+(experiments/bench/torch_model.py), "matmul" (this machine's float32 rate).
 It says "ready" on standard output after its first step; for each number of seconds that it then reads on standard
 input it works about that long and answers {"seconds": ..., "steps": ...}. So the sides of a benchmark take turns.
 """
@@ -21,7 +22,9 @@ def main() -> None:
         os.sched_setaffinity(0, {side["core"]})
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    step, steps_per_call = {"jax": jax_side, "torch": torch_side, "matmul": matmul_side}[side["kind"]](side)
+    step, steps_per_call = {"jax": jax_side, "cohort": cohort_side, "torch": torch_side, "matmul": matmul_side}[
+        side["kind"]
+    ](side)
     step()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
@@ -77,6 +80,30 @@ def jax_side(side: dict[str, Any]) -> tuple[Callable[[], None], int]:
         jax.block_until_ready(metrics)
 
     return step, count
+
+
+def cohort_side(side: dict[str, Any]) -> tuple[Callable[[], None], int]:
+    """Updates of all members count, as they would if each were alone."""
+    import jax
+    import numpy as np
+
+    from deeplearn import data, sharding
+    from deeplearn.train import cohort, loop, state as states
+    from experiments.configs.transformer import get_config
+
+    run, members = get_config(side["size"]), side["members"]
+    mesh, count = sharding.one_device(), run.steps_per_dispatch
+    loop.on_mesh(mesh).__enter__()  # for the life of the process
+    rows = data.train_iterator(run.data, run.batch_size, 0).take(count)
+    batch = loop.put(run, {name: np.stack([x] * members) for name, x in rows.items()}, cohort.where(mesh))
+    program = cohort.compiled_steps(loop.program(run), mesh, count, members)
+    carry = [cohort.stacked(loop.program(run), mesh, [states.create(run, mesh)] * members)]
+
+    def step() -> None:
+        carry[0], metrics = program(carry[0], batch)
+        jax.block_until_ready(metrics)
+
+    return step, count * members
 
 
 def torch_side(side: dict[str, Any]) -> tuple[Callable[[], None], int]:
