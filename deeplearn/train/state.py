@@ -65,7 +65,12 @@ def abstract(run: Run, mesh: Mesh) -> State:
 
     Raises ConfigError for a mesh that does not fit the family.
     """
-    shapes = boxed(run)
+    return _abstract(program(run), mesh)
+
+
+@once(32)
+def _abstract(program: Run, mesh: Mesh) -> State:
+    shapes = boxed(program)
     sharding.check(shapes.params, mesh)
     shardings = sharding.of_state(shapes, mesh)
     return jax.tree.map(
