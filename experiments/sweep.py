@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     module = cli.load_config(flags.FLAGS.config)
     if not hasattr(module, "get_sweep"):
         raise ConfigError(f"config {flags.FLAGS.config!r} has no get_sweep(); experiments.train trains a single run")
-    from deeplearn.sweep import report, study  # slow to import: a wrong flag should not wait for it
+    from deeplearn.sweep import findings, report, study  # slow to import: a wrong flag should not wait for it
     from deeplearn.sweep.grid import unit_of
 
     console = Console()
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         return 130
     report.publish(root, done.rows, report.curves(root, done.rows), done.fit, done.law, study.versions(), _command())
     report.text_summary(done.fit, done.law, console)
+    console.print(f"{findings.spending(done.rows)}.", highlight=False, soft_wrap=True)
     console.print(f"report: {root / 'report.html'}", highlight=False, soft_wrap=True)
     return 0
 

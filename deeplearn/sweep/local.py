@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from deeplearn import config
+from deeplearn.sweep import ledger, trunks
 from deeplearn.sweep.grid import Unit
+from deeplearn.train import checkpoint
 
 ATTEMPTS = 3  # of one unit in one call, when its worker dies
 
@@ -66,11 +68,13 @@ class _Worker:
                 events.put((self, json.loads(line)))
         events.put((self, {"event": "exit", "code": self.process.wait()}))
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Unit, branches: list[Unit]) -> None:
+        """Have it train a unit, and on the way start these branches of it."""
         assert self.process.stdin
+        line = {"run": config.to_dict(unit.run), "branches": [config.to_dict(b.run) for b in branches]}
         self.unit, self.shape = unit, (unit.run.family, unit.run.size)
         with contextlib.suppress(BrokenPipeError):  # it has died; the exit event says so
-            self.process.stdin.write(json.dumps(config.to_dict(unit.run)) + "\n")
+            self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
@@ -90,8 +94,20 @@ def choose(waiting: list[Unit], worker_shape: tuple[str, int] | None, other_shap
     return min(waiting, key=rank)
 
 
+def _held(root: Path, units: list[Unit]) -> dict[str, str]:
+    """The trunk's id of each branch by its id, of branches that have no start and were never begun."""
+
+    of = trunks.trunk_of(trunks.group(units))
+    begun = (checkpoint.exists(ledger.directory(root, branch) / "checkpoints") for branch in of)
+    return {
+        b: of[b] for b, has_start in zip(of, begun, strict=True) if not has_start and ledger.status(root, b) == "new"
+    }
+
+
 def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], None], workers: int = 0) -> None:
     """Train the units and tell every event. Returns when each has ended, one way or another.
+
+    A branch is held back until its trunk has given it its start, or has ended in whatever way.
 
     A worker that dies is replaced, and its unit goes on from its checkpoint, ATTEMPTS times at most. On
     KeyboardInterrupt the units in hand are saved, and the interrupt is raised on. Raises SweepError when a worker
@@ -99,38 +115,66 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
     """
     events: queue.SimpleQueue[tuple[_Worker | None, Event]] = queue.SimpleQueue()
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
+    by_id, held = {u.id: u for u in units}, _held(root, units)
+    idle: list[_Worker] = []
     with _staff(root, places(workers)[: len(units)], events) as staff, _interrupts(events):
         while staff:
             worker, event = events.get()
             if worker is None:
                 raise KeyboardInterrupt
-            unit = worker.unit
-            tell(unit, event)
-            if event["event"] in ("progress", "message"):
+            unit, kind = worker.unit, event["event"]
+            about = by_id[event["id"]] if kind == "branch" else unit
+            tell(about, event)
+            if kind in ("progress", "message"):
                 continue
-            if event["event"] == "exit":
+            if kind == "branch":
+                held.pop(about.id, None)
+            elif kind == "exit":
                 staff.remove(worker)
                 worker.dismiss()
                 if not worker.ready:
                     raise SweepError(f"a worker ended with code {event['code']} while it started; see {worker.log}")
+                if worker in idle:
+                    idle.remove(worker)
                 if unit and tries[unit.id] < ATTEMPTS:
                     waiting.append(unit)
                 elif unit:
                     tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
+                    _let_go(held, unit)
                 if waiting:
                     staff.append(_Worker(root, worker.core, events))
-                continue
-            worker.unit, worker.ready = None, True
-            if event["event"] == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
-                waiting.append(unit)
-            elif waiting:
-                others = {w.shape for w in staff if w is not worker}
-                chosen = choose(waiting, worker.shape, others)
-                waiting.remove(chosen)
-                tries[chosen.id] += 1
-                worker.give(chosen)
             else:
-                worker.dismiss()
+                worker.unit, worker.ready = None, True
+                if kind == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
+                    waiting.append(unit)
+                else:
+                    idle.append(worker)
+                    _let_go(held, unit)
+            _serve(idle, staff, waiting, held, tries)
+
+
+def _let_go(held: dict[str, str], trunk: Unit | None) -> None:
+    """The branches of a trunk that has ended wait for nothing more."""
+    for branch in [b for b, of in held.items() if trunk and of == trunk.id]:
+        del held[branch]
+
+
+def _serve(
+    idle: list[_Worker], staff: list[_Worker], waiting: list[Unit], held: dict[str, str], tries: dict[str, int]
+) -> None:
+    """Give idle workers what may start. One for which there is nothing now waits; where nothing is left, it goes."""
+    for worker in list(idle):
+        free = [u for u in waiting if u.id not in held]
+        if waiting and not free:
+            continue
+        idle.remove(worker)
+        if not waiting:
+            worker.dismiss()
+            continue
+        chosen = choose(free, worker.shape, {w.shape for w in staff if w is not worker})
+        waiting.remove(chosen)
+        tries[chosen.id] += 1
+        worker.give(chosen, [u for u in waiting if held.get(u.id) == chosen.id])
 
 
 @contextlib.contextmanager

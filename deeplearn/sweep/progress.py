@@ -78,6 +78,8 @@ class Display:
         if unit and kind == "progress":
             self._share[unit.id] = event["step"] / event["steps"]
             self._now[unit.id] = event
+        if unit and kind == "branch":
+            self._share[unit.id] = event["step"] / event["steps"]
         if unit and event.get("tokens_per_s"):
             self._rate[unit.run.size] = event["tokens_per_s"]
         if unit and kind in ("done", "diverged", "failed"):
@@ -87,6 +89,8 @@ class Display:
             self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])} tokens/s")
         elif unit and kind in ("failed", "diverged", "fenced", "stopped", "message"):
             self._line(unit, f"{kind}: {event['message']}")
+        elif unit and kind == "branch" and event["step"]:
+            self._line(unit, f"starts at step {event['step']} of {event['steps']}: a longer run has trained the rest")
         elif unit and kind == "exit":
             self._line(unit, f"its worker ended with code {event['code']}; going on from the last checkpoint")
         if unit and kind != "progress":
