@@ -9,7 +9,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from deeplearn.sweep import trunks
 from deeplearn.sweep.grid import Unit
+from deeplearn.train.branches import step_of
 
 
 def clock(seconds: float) -> str:
@@ -29,7 +31,7 @@ class Display:
     """Told every event of a sweep's execution; shows units, losses, rates, the share of the FLOPs spent and an ETA.
 
     The ETA knows that small models waste a CPU: a size that has run counts with its own rate, others with the rate per
-    FLOP of the nearest size that has.
+    FLOP of the nearest size that has. Of a branch it counts the part alone that its trunk does not train.
     """
 
     def __init__(self, units: list[Unit], done: set[str], workers: int, console: Console | None = None):
@@ -38,6 +40,8 @@ class Display:
         self._done = set(done)
         self._workers = max(1, workers)
         self._share: dict[str, float] = {u.id: 1.0 for u in units if u.id in done}
+        branches = trunks.trunk_of(trunks.group(units))
+        self._begins = {u.id: step_of(u.run) / u.run.steps for u in units if u.id in branches}
         self._rate: dict[int, float] = {}  # size -> tokens/s of one worker
         self._now: dict[str, dict[str, Any]] = {}
         self._start = time.monotonic()
@@ -69,7 +73,8 @@ class Display:
             near = min(self._rate, key=lambda size: abs(size - unit.run.size))
             per_token = unit.flops / unit.run.tokens
             known = next(u.flops / u.run.tokens for u in self._units if u.run.size == near)
-            seconds += (1 - self._share.get(unit.id, 0)) * unit.run.tokens / self._rate[near] * per_token / known
+            left = 1 - self._share.get(unit.id, self._begins.get(unit.id, 0))
+            seconds += left * unit.run.tokens / self._rate[near] * per_token / known
         return seconds / self._workers
 
     def tell(self, unit: Unit | None, event: dict[str, Any]) -> None:
