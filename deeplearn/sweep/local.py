@@ -97,11 +97,11 @@ def choose(waiting: list[Unit], worker_shape: tuple[str, int] | None, other_shap
 def _held(root: Path, units: list[Unit]) -> dict[str, str]:
     """The trunk's id of each branch by its id, of branches that have no start and were never begun."""
 
-    of = trunks.trunk_of(trunks.group(units))
-    begun = (checkpoint.exists(ledger.directory(root, branch) / "checkpoints") for branch in of)
-    return {
-        b: of[b] for b, has_start in zip(of, begun, strict=True) if not has_start and ledger.status(root, b) == "new"
-    }
+    def waits(branch: str) -> bool:
+        start = ledger.directory(root, branch) / "checkpoints"
+        return ledger.status(root, branch) == "new" and not checkpoint.exists(start)
+
+    return {branch: trunk for branch, trunk in trunks.trunk_of(trunks.group(units)).items() if waits(branch)}
 
 
 def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], None], workers: int = 0) -> None:

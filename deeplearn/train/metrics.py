@@ -33,12 +33,13 @@ def copy(source: Path, target: Path, step: int) -> IO[str]:
 
     Returns the new file, open to write on. Raises ValueError if there are fewer.
     """
-    kept = [row for row in read(source) if row["step"] <= step]
-    if len(kept) != step:
+    lines = (source / NAME).read_text().splitlines(keepends=True) if (source / NAME).exists() else []
+    kept = [line for line in lines[:step] if line.endswith("\n")]
+    if len(kept) != step or (kept and json.loads(kept[-1])["step"] != step):
         raise ValueError(f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint")
     path = target / f"{NAME}.tmp{os.getpid()}"
     file = path.open("w")
-    file.writelines(json.dumps(row) + "\n" for row in kept)
+    file.writelines(kept)
     file.flush()
     path.replace(target / NAME)
     return file
