@@ -3,7 +3,7 @@
 Trains the runs that the config's get_sweep() lists, cheapest first, one worker a core; fits L(N, D) to all but the
 held-out runs; prints the prediction with its 95 % band; and only then trains the held-out runs. DIR gets runs.csv,
 law.json, report.html and figures/. Run the same again and it goes on where it stopped; nothing is trained twice.
-Ctrl-C saves.
+Ctrl-C saves. With --set optim.warmup_steps=N, runs differing in budget alone share their start: less work, same losses.
 Overrides apply to every run: --set optim.weight_decay=0.1
 
     python -m experiments.sweep --config=quickstart --root=runs/quickstart
