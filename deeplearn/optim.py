@@ -6,6 +6,7 @@ rate and seed.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ from deeplearn.config import ConfigError, nearest
 class Optim:
     """warmup and decay are shares of the run, so that neither can outlast a small budget.
 
+    warmup_steps: the warm-up in updates, in place of the share, which then keeps its default; 0 is the share. Under
+    "wsd" runs that differ in budget alone are then the same to the bit until the shorter one decays, so that a sweep
+    trains what they share once (`train/branches.py`). Where it outlasts a run, that run is refused before it starts.
+
     schedule: "wsd" (warm up, stay, decay linearly to zero over the last `decay` of the run: Hägele et al. 2024,
     arXiv 2405.18392), "cosine" (to zero; decay is not used) or "constant". clip: the gradient's global norm; 0 is none.
     """
@@ -29,6 +34,7 @@ class Optim:
     learning_rate: float = 3e-3
     schedule: str = "wsd"
     warmup: float = 0.05
+    warmup_steps: int = 0
     decay: float = 0.3
     weight_decay: float = 0.0
     b1: float = 0.9
@@ -43,6 +49,13 @@ class Optim:
             raise ConfigError(f"optim.schedule {self.schedule!r} is unknown{nearest(self.schedule, _SCHEDULES)}")
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1:
             raise ConfigError(f"optim.warmup {self.warmup} and optim.decay {self.decay} are shares between 0 and 1")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optim.warmup_steps must be at least 0, not {self.warmup_steps}")
+        if self.warmup_steps and self.warmup != Optim.warmup:
+            raise ConfigError(
+                f"optim.warmup {self.warmup} and optim.warmup_steps {self.warmup_steps} both say how long the warm-up "
+                f"is: leave out optim.warmup"
+            )
 
 
 class Hyper(NamedTuple):
@@ -79,9 +92,23 @@ _SCHEDULES: dict[str, Callable[[Optim, Array], Array]] = {
 
 def learning_rate(optim: Optim, hyper: Hyper, step: Array) -> Array:
     """The rate of update number `step` (from 0), float32."""
-    share = (step.astype(jnp.float32) + 0.5) / hyper.steps.astype(jnp.float32)
-    rise = jnp.minimum(1.0, share / max(optim.warmup, 1e-9))
-    return hyper.learning_rate * rise * _SCHEDULES[optim.schedule](optim, share)
+    done = step.astype(jnp.float32) + 0.5
+    share = done / hyper.steps.astype(jnp.float32)
+    risen = done / optim.warmup_steps if optim.warmup_steps else share / max(optim.warmup, 1e-9)
+    return hyper.learning_rate * jnp.minimum(1.0, risen) * _SCHEDULES[optim.schedule](optim, share)
+
+
+def stable_steps(optim: Optim, steps: int) -> int:
+    """The first updates of a run of `steps` whose rates do not depend on `steps`, bit for bit; 0 if there are none.
+
+    Those are the updates of "wsd" after an absolute warm-up, up to the cooldown. An update whose rate is the peak but
+    for rounding is left out: the margin is more than float32 loses on the way.
+    """
+    if optim.schedule == "constant" and optim.warmup_steps:
+        return steps
+    if optim.schedule != "wsd" or not optim.warmup_steps:
+        return 0
+    return max(0, math.floor((1 - optim.decay - 5e-7) * steps + 0.5))
 
 
 def _is_matrix(params: Any) -> Any:

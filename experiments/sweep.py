@@ -3,7 +3,7 @@
 Trains the runs that the config's get_sweep() lists, cheapest first, one worker a core; fits L(N, D) to all but the
 held-out runs; prints the prediction with its 95 % band; and only then trains the held-out runs. DIR gets runs.csv,
 law.json, report.html and figures/. Run the same again and it goes on where it stopped; nothing is trained twice.
-Ctrl-C saves.
+Ctrl-C saves. With --set optim.warmup_steps=N, runs differing in budget alone share their start: less work, same losses.
 Overrides apply to every run: --set optim.weight_decay=0.1
 
     python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -43,7 +43,7 @@ def _study(staff: Staff) -> int:
     import jax  # slow to import: a wrong flag should not wait for it
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is for the workers
-    from deeplearn.sweep import report, study
+    from deeplearn.sweep import findings, report, study
     from deeplearn.sweep.grid import unit_of
 
     console = Console()
@@ -61,6 +61,7 @@ def _study(staff: Staff) -> int:
         return 130
     report.publish(root, done.rows, report.curves(root, done.rows), done.fit, done.law, study.versions(), _command())
     report.text_summary(done.fit, done.law, console)
+    console.print(f"{findings.spending(done.rows)}.", highlight=False, soft_wrap=True)
     console.print(f"report: {root / 'report.html'}", highlight=False, soft_wrap=True)
     return 0
 

@@ -13,7 +13,7 @@ from deeplearn.config import ConfigError, canonical_json
 from experiments import cli
 
 ROOT = Path(__file__).parents[1]
-ENTRY_POINTS = ("train", "sweep", "sample", "fit", "preflight")
+ENTRY_POINTS = ("train", "sweep", "branches", "sample", "fit", "preflight")
 
 
 @pytest.fixture
@@ -79,6 +79,8 @@ BAD = [
     (("sweep", "--root=new", "--config=quikstart"), "no config file 'quikstart'; did you mean 'quickstart'?"),
     (("sweep", "--root=new"), "which sweep? pass --config=NAME"),
     (("sweep", "--config=quickstart"), "where to? pass --root=DIR"),
+    (("branches", "--config=branches"), "where to? pass --root=DIR"),
+    (("branches", "--root=new", "--config=lstm"), "has no get_sweep(); --config=branches has"),
     (("sample", "--workdir=empty"), "empty holds no run: config.json is not there"),
     (("sample", "--workdir=sweep"), "its runs are in folders such as sweep/units/0123"),
     (("sample", "--workdir=untrained"), "untrained has no checkpoint yet"),

@@ -1,6 +1,6 @@
 """Which units of a sweep train together, and how many: decided when a worker is free, from what was measured so far."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from deeplearn.sweep.grid import Unit
@@ -44,11 +44,18 @@ def width(measured: Rates, tokens_left: int) -> int:
     return untried[0] if untried and worth else best
 
 
-def choose(waiting: Sequence[Unit], measured: Mapping[Any, Rates], together: Mapping[str, Sequence[str]], workers: int,
-           cheapest_first: bool) -> list[Unit]:  # fmt: skip
+def choose(
+    waiting: Sequence[Unit],
+    measured: Mapping[Any, Rates],
+    together: Mapping[str, Sequence[str]],
+    started: Collection[str],
+    workers: int,
+    cheapest_first: bool,
+) -> list[Unit]:
     """The units that a free worker takes next: the dearest, so that none is left to the end alone, and those like it.
 
-    measured: see `rates`. together: unit -> ids of the cohort that it was begun in, which goes on as it was.
+    measured: see `rates`. together: unit -> ids of the cohort that it was begun in, which goes on as it was. started:
+    ids of those that a trunk has given a start, which go on together from there.
     workers: none is left idle for a wider cohort. cheapest_first: where a budget may end the sweep early.
     """
     first = min(waiting, key=lambda u: (u.flops if cheapest_first else -u.flops, u.id))
@@ -56,6 +63,7 @@ def choose(waiting: Sequence[Unit], measured: Mapping[Any, Rates], together: Map
         return [u for u in waiting if u.id in together[first.id]]
     program, key = loop.program(first.run), cohort.key(first.run)
     others = [u for u in waiting if u is not first and u.id not in together and cohort.key(u.run) == key]
+    others = [u for u in others if (u.id in started) == (first.id in started)]
     rates_here = measured.get(program, {})
     tokens = sum(u.run.tokens for u in waiting if loop.program(u.run) == program)
     members = width(rates_here, tokens)

@@ -61,6 +61,17 @@ def percent(value: float | None, of: float) -> float | None:
     return None if value is None else 100 * (value / of - 1)
 
 
+def spending(rows: list[Row]) -> str:
+    """What the training of these runs took, counted, against each run on its own. The sentence ends without a stop."""
+    whole, spent = (sum(r[name] for r in done(rows)) for name in ("flops", "flops_spent"))
+    text = f"The training of {len(done(rows))} runs took {spent:.3g} FLOPs"
+    branches = sum(r["flops_spent"] < r["flops"] for r in done(rows))
+    if not branches:
+        return text
+    start = f"{branches} of them went on from a longer one" if branches > 1 else "one of them went on from a longer one"
+    return f"{text}: {start}, which saved {1 - spent / whole:.0%} of the {whole:.3g} of each on its own"
+
+
 def signed(per_cent: float) -> str:
     """`0.5` -> "+0.50 %", in one piece and with a true minus sign."""
     return f"{per_cent:+.2f}\N{NO-BREAK SPACE}%".replace("-", MINUS)

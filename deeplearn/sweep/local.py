@@ -6,11 +6,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from deeplearn import config
-from deeplearn.sweep import cohorts, ledger
+from deeplearn.sweep import cohorts, ledger, trunks
 from deeplearn.sweep.grid import Unit
 from deeplearn.sweep.staff import Event, Staff, Worker
+from deeplearn.train import checkpoint
 
 ATTEMPTS = 3  # of one unit in one call, when its worker dies
 
@@ -30,7 +32,8 @@ def execute(
 ) -> None:
     """Train the units and tell every event. Returns when each has ended, one way or another.
 
-    Units that differ only in traced numbers train together (`cohorts.py`). A worker that dies is replaced, and its
+    Units that differ only in traced numbers train together (`cohorts.py`). A branch is held back until its trunk has
+    given it its start, or has ended in whatever way (`trunks.py`). A worker that dies is replaced, and its
     units go on from their checkpoints, ATTEMPTS times at most. On KeyboardInterrupt, the staff saves what is in hand as
     it leaves. Raises SweepError when a worker dies before it can take a unit.
     """
@@ -38,29 +41,35 @@ def execute(
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
     measured = cohorts.rates(units, ledger.results(root))
     together = {u.id: ids for u in units if (ids := ledger.begun_with(root, u.id))}
+    by_id, held = {u.id: u for u in units}, _held(root, units)
+    started = {u.id for u in units if u.id not in together and checkpoint.exists(_checkpoints(root, u.id))}
 
-    def choose(left: list[Unit]) -> list[Unit]:
-        return cohorts.choose(left, measured, together, len(staff.workers), cheapest_first) if left else []
+    def choose() -> list[Unit]:
+        free = [u for u in waiting if u.id not in held]
+        return cohorts.choose(free, measured, together, started, len(staff.workers), cheapest_first) if free else []
 
     def feed(worker: Worker) -> None:
         nonlocal waiting
-        if not waiting or not worker.ready or worker.units or worker.stopped:
+        if not worker.ready or worker.units or worker.stopped or not (chosen := choose()):
             return
-        chosen = choose(waiting)
         waiting = [u for u in waiting if u not in chosen]
         tries.update({u.id: tries[u.id] + 1 for u in chosen})
         # A worker with a core to itself has none left to compile with while it trains.
-        ahead = choose(waiting) if worker.core is None else []
-        runs = {name: [config.to_dict(u.run) for u in some] for name, some in (("runs", chosen), ("ahead", ahead))}
-        worker.give({u.id: u for u in chosen}, {"root": str(root), **runs})
+        ahead = choose() if worker.core is None else []
+        branches = [[u for u in waiting if held.get(u.id) == trunk.id] for trunk in chosen]
+        task = {"runs": _described(chosen), "branches": [_described(b) for b in branches], "ahead": _described(ahead)}
+        worker.give({u.id: u for u in chosen}, {"root": str(root), **task})
 
     def back(unit: Unit) -> None:
         waiting.append(unit)
         together[unit.id] = ledger.begun_with(root, unit.id) or (unit.id,)
 
-    with _interrupts(staff.events):
+    def feed_all() -> None:
         for worker in staff.workers:
             feed(worker)
+
+    with _interrupts(staff.events):
+        feed_all()
         while waiting or any(worker.units for worker in staff.workers):
             worker, event = staff.events.get()
             if worker is None:
@@ -79,22 +88,51 @@ def execute(
                         back(unit)
                     else:
                         tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
+                        _let_go(held, unit)
                 continue
             worker.ready = True
-            unit = worker.units.get(event.get("id", ""))
+            unit = by_id.get(event.get("id", ""))
             tell(unit, event)
-            if kind in ("ready", "progress", "message"):
-                feed(worker)
+            if kind in ("progress", "message"):
                 continue
-            worker.units.pop(event["id"], None)
-            if kind == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
-                back(unit)
-                worker.stopped = True
-            if kind == "done":
-                cohorts.record(measured, unit, event)
-            feed(worker)
+            if kind == "branch":
+                held.pop(unit.id, None)
+                started |= {unit.id} if event["step"] else set()
+            elif kind != "ready":
+                worker.units.pop(unit.id, None)
+                if kind == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
+                    back(unit)
+                    worker.stopped = True
+                else:
+                    _let_go(held, unit)
+                if kind == "done":
+                    cohorts.record(measured, unit, event)
+            feed_all()
     for worker in staff.workers:
         worker.keep_log(root)
+
+
+def _described(units: list[Unit]) -> list[dict[str, Any]]:
+    return [config.to_dict(u.run) for u in units]
+
+
+def _checkpoints(root: Path, unit: str) -> Path:
+    return Path(ledger.directory(root, unit)) / "checkpoints"
+
+
+def _held(root: Path, units: list[Unit]) -> dict[str, str]:
+    """The trunk's id of each branch by its id, of branches that have no start and were never begun."""
+
+    def waits(branch: str) -> bool:
+        return ledger.status(root, branch) == "new" and not checkpoint.exists(_checkpoints(root, branch))
+
+    return {branch: trunk for branch, trunk in trunks.trunk_of(trunks.group(units)).items() if waits(branch)}
+
+
+def _let_go(held: dict[str, str], trunk: Unit) -> None:
+    """The branches of a trunk that has ended wait for nothing more."""
+    for branch in [b for b, of in held.items() if of == trunk.id]:
+        del held[branch]
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ CAPTIONS = {
         "How the law would spend a budget on parameters and on tokens; right of the grey area it extrapolates."
     ),
     "learning_curves": (
-        "Training loss, smoothed, up to the held-out loss at the end of each run. Every budget has its own schedule, "
-        "so a shorter run is not the beginning of a longer one."
+        "Training loss, smoothed, up to the held-out loss at the end of each run. Every budget has its own decay of "
+        "the learning rate, so a shorter run is not the beginning of a longer one."
     ),
 }
 
@@ -96,7 +96,7 @@ $optimal
 
 <h2>Runs</h2>
 <p class="soft">FLOPs are counted from the traced computation of training. The residual is how far the measured loss
-lies above the law.</p>
+lies above the law. $spending.</p>
 $runs
 
 <h2>Make it again</h2>

@@ -9,7 +9,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from deeplearn.sweep import trunks
 from deeplearn.sweep.grid import Unit
+from deeplearn.train.branches import step_of
 
 
 def clock(seconds: float) -> str:
@@ -29,7 +31,7 @@ class Display:
     """Told every event of a sweep's execution; shows units, losses, rates, the share of the FLOPs spent and an ETA.
 
     The ETA knows that small models waste a CPU: a size that has run counts with its own rate, others with the rate per
-    FLOP of the nearest size that has.
+    FLOP of the nearest size that has. Of a branch it counts the part alone that its trunk does not train.
     """
 
     def __init__(self, units: list[Unit], done: set[str], workers: int, console: Console | None = None):
@@ -38,6 +40,8 @@ class Display:
         self._done = set(done)
         self._workers = max(1, workers)
         self._share: dict[str, float] = {u.id: 1.0 for u in units if u.id in done}
+        branches = trunks.trunk_of(trunks.group(units))
+        self._begins = {u.id: step_of(u.run) / u.run.steps for u in units if u.id in branches}
         self._rate: dict[int, float] = {}  # size -> tokens/s of one worker
         self._now: dict[str, dict[str, Any]] = {}
         self._start = time.monotonic()
@@ -69,7 +73,8 @@ class Display:
             near = min(self._rate, key=lambda size: abs(size - unit.run.size))
             per_token = unit.flops / unit.run.tokens
             known = next(u.flops / u.run.tokens for u in self._units if u.run.size == near)
-            seconds += (1 - self._share.get(unit.id, 0)) * unit.run.tokens / self._rate[near] * per_token / known
+            left = 1 - self._share.get(unit.id, self._begins.get(unit.id, 0))
+            seconds += left * unit.run.tokens / self._rate[near] * per_token / known
         return seconds / self._workers
 
     def tell(self, unit: Unit | None, event: dict[str, Any]) -> None:
@@ -78,6 +83,8 @@ class Display:
         if unit and kind == "progress":
             self._share[unit.id] = event["step"] / event["steps"]
             self._now[unit.id] = event
+        if unit and kind == "branch":
+            self._share[unit.id] = event["step"] / event["steps"]
         if unit and event.get("tokens_per_s"):
             self._rate[unit.run.size] = event["tokens_per_s"]
         if unit and kind in ("done", "diverged", "failed"):
@@ -87,6 +94,8 @@ class Display:
             self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])} tokens/s")
         elif unit and kind in ("failed", "diverged", "fenced", "stopped", "message"):
             self._line(unit, f"{kind}: {event['message']}")
+        elif unit and kind == "branch" and event["step"]:
+            self._line(unit, f"starts at step {event['step']} of {event['steps']}: a longer run has trained the rest")
         elif unit and kind == "exit":
             self._line(unit, f"its worker ended with code {event['code']}; going on from the last checkpoint")
         if unit and kind != "progress":

@@ -95,6 +95,7 @@ def write(
         certificate=page.items(_certificate(fit), "certificate"),
         warnings=page.items(fit.warnings, "warnings"),
         optimal=page.table(OPTIMAL, _optimal(fit)),
+        spending=findings.spending(rows),
         runs=page.table(RUNS, (_run(row, fit, law) for row in rows)),
         command=escape(command),
         versions=page.table(("what", "version"), versions.items()),

@@ -7,9 +7,10 @@ from typing import Any
 
 from deeplearn.sweep import ledger
 from deeplearn.sweep.grid import Unit
+from deeplearn.train import spent
 
 COLUMNS = (
-    "id", "family", "size", "params", "params_no_embed", "params_active", "tokens", "flops", "flops_6nd",
+    "id", "family", "size", "params", "params_no_embed", "params_active", "tokens", "flops", "flops_6nd", "flops_spent",
     "loss", "unit", "seed", "wall_s", "tokens_per_s", "status", "split",
 )  # fmt: skip
 
@@ -19,16 +20,20 @@ Row = dict[str, Any]
 def rows(root: Path, units: Iterable[Unit]) -> list[Row]:
     """What is known of each unit now; "" where nothing is."""
     results = ledger.results(root)
-    return [_row(unit, results.get(unit.id, {}), ledger.status(root, unit.id)) for unit in units]
+    return [
+        _row(unit, results.get(unit.id, {}), ledger.status(root, unit.id), spent.steps(ledger.directory(root, unit.id)))
+        for unit in units
+    ]
 
 
-def _row(unit: Unit, result: dict[str, Any], status: str) -> Row:
+def _row(unit: Unit, result: dict[str, Any], status: str, steps_spent: int) -> Row:
     known = {
         **unit._asdict(),
         "family": unit.run.family,
         "size": unit.run.size,
         "tokens": unit.run.tokens,
         "flops_6nd": unit.flops_6nd,
+        "flops_spent": unit.flops * steps_spent / unit.run.steps,
         "seed": unit.run.seed,
         "status": "pending" if status in ("new", "started") else status,
     }

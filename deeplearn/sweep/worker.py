@@ -1,8 +1,8 @@
 """A process that trains units, one cohort after another: `python -m deeplearn.sweep.worker [--core=I]`.
 
-It reads {"root": ..., "runs": [...], "ahead": [...]} from standard input, one a line: runs to train together as units
-of that ledger, and those to compile for meanwhile. It answers on standard output with one JSON object a line; each run
-ends in exactly one of them.
+It reads {"root": ..., "runs": [...], "branches": [[...], ...], "ahead": [...]} from standard input, one a line: runs to
+train together as units of that ledger, the shorter runs that get their start from each, and those to compile for
+meanwhile. It answers on standard output with one JSON object a line; each run ends in exactly one of them.
 One process for many units keeps its imports and compiled programs; one process a core, each with one thread, uses a
 CPU 1.5 to 1.9 times as well as one process with all threads does (small models).
 """
@@ -52,7 +52,7 @@ def main() -> None:
         task = json.loads(line)
         if task["ahead"]:
             threading.Thread(target=_prepare, args=(task["ahead"],), daemon=True).start()
-        train_units(Path(task["root"]), task["runs"], answer, stopping)
+        train_units(Path(task["root"]), task["runs"], task["branches"], answer, stopping)
 
 
 def _prepare(runs: list[dict[str, Any]]) -> None:
@@ -72,23 +72,47 @@ def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
     lines.put(None)
 
 
-def train_units(root: Path, runs: list[dict[str, Any]], answer: Callable[..., None], stopping: threading.Event) -> None:
-    """Train runs together as units of the ledger, record how each ended, and answer that."""
+def train_units(
+    root: Path,
+    runs: list[dict[str, Any]],
+    branches: list[list[dict[str, Any]]],
+    answer: Callable[..., None],
+    stopping: threading.Event,
+) -> None:
+    """Train runs together as units of the ledger, record how each ended, and answer that.
+
+    branches: of each run, those that it is the trunk of.
+    """
     from deeplearn import config
     from deeplearn.sweep import ledger
     from deeplearn.train.run import from_json
 
     claims: Claims = {}
     parsed = {config.identity(run): run for run in map(from_json, runs)}
-    for unit, run in parsed.items():
+    for (unit, run), shorter in zip(parsed.items(), branches, strict=True):
         try:
-            claims[unit] = run, ledger.claim(root, unit, cohort=" ".join(parsed))
+            claim = ledger.claim(root, unit, cohort=" ".join(parsed))
+            claims[unit] = run, claim, [_branch(root, from_json(data), answer) for data in shorter]
         except ledger.Fenced as error:
             answer(event="fenced", id=unit, message=str(error))
     _train(claims, answer, stopping)
 
 
-Claims = dict[str, tuple[Any, Any]]  # unit -> its run and its claim; those that have ended are taken out
+def _branch(root: Path, run: Any, answer: Callable[..., None]) -> Any:
+    """A unit that may get its start from a longer one, and tells when it has."""
+    from deeplearn import config
+    from deeplearn.sweep import ledger
+    from deeplearn.train.branches import Branch
+
+    unit = config.identity(run)
+
+    def ready(step: int) -> None:
+        answer(event="branch", id=unit, step=step, steps=run.steps)
+
+    return Branch(run, Path(ledger.directory(root, unit)), lambda: ledger.status(root, unit) == "new", ready)
+
+
+Claims = dict[str, tuple[Any, Any, Any]]  # unit -> its run, its claim, its branches; those that ended are taken out
 
 
 def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Event) -> None:
@@ -104,7 +128,7 @@ def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Even
             for unit in [u for g in (group, *groups) for u in g]:
                 answer(event="stopped", id=unit, message=str(error))
             return
-        for unit in [u for u, (_, claim) in group.items() if not _is_mine(claim)]:
+        for unit in [u for u, (_, claim, _) in group.items() if not _is_mine(claim)]:
             _end(group, unit, answer, event="fenced", message=f"unit {unit} belongs to a later attempt")
             error = None
         if not group:
@@ -150,7 +174,8 @@ def _alone(member: Any, stopping: threading.Event, tell: Callable[[str], None]) 
     run = member.run
     sharding.check_all_used(sharding.make_mesh(run.mesh))
     try:
-        member.end(loop.train(run, member.folder, member.observe, member.may_write, stopping.is_set, tell))
+        writes = member.observe, member.may_write
+        member.end(loop.train(run, member.folder, *writes, stopping.is_set, tell, branches=member.branches))
     except loop.Ended as ended:
         member.end(ended)
 
@@ -158,9 +183,9 @@ def _alone(member: Any, stopping: threading.Event, tell: Callable[[str], None]) 
 def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
     """A claimed unit as a member of a cohort: it tells where it is, and records how it ends."""
     from deeplearn.sweep import ledger
-    from deeplearn.train import cohort, loop
+    from deeplearn.train import cohort, loop, spent
 
-    run, claim = claims[unit]
+    run, claim, branches = claims[unit]
     members = len(claims)
     last = 0.0
 
@@ -175,10 +200,11 @@ def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
             result = {"status": how.status, "loss": None, "message": str(how), "members": members}
         else:
             result = {"status": "done", **how._asdict(), "members": members}
+        result["steps_spent"] = spent.steps(Path(claim.folder))
         ledger.finish(claim, result)
         _end(claims, unit, answer, event=result.pop("status"), **result)
 
-    return cohort.Member(run, Path(claim.folder), observe, claim.check, end)
+    return cohort.Member(run, Path(claim.folder), observe, claim.check, end, branches)
 
 
 def _end(claims: Claims, unit: str, answer: Callable[..., None], /, **event: Any) -> None:

@@ -31,6 +31,11 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def exists(directory: Path) -> bool:
+    """Whether there is a whole checkpoint. Touches nothing, so the folder may be another process's."""
+    return directory.exists() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 class Checkpoints:
     """The checkpoints of one run. As a context manager, leaving waits for the last save, and raises if it failed."""
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import loop, memory, state as states
+from deeplearn.train import branches as forks, loop, memory, spent, state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.loop import Diverged, Ended, Progress, Result, Stopped
 from deeplearn.train.metrics import Log
@@ -35,13 +35,14 @@ class TooWide(RuntimeError):
 
 class Member(NamedTuple):
     """A run of a cohort. observe, may_write: as `loop.train` takes them; observe may raise Ended, which ends this
-    member. end: called once, with how it ended."""
+    member. end: called once, with how it ended. branches: shorter runs that get their start from this one."""
 
     run: Run
     folder: Path
     observe: Callable[[Progress], None]
     may_write: Callable[[], None]
     end: Callable[[Result | Ended], None]
+    branches: Sequence[forks.Branch] = ()
 
 
 def key(run: Run) -> tuple[Any, ...]:
@@ -133,8 +134,10 @@ def _together(
         pick = _picking(program, mesh)
         jax.block_until_ready(fingerprint(pick(state, jax.device_put(np.int32(0)))))  # compiles both
         live = dict(enumerate(members))
+        leaving = [forks.leaving(m.branches, m.run, step) for m in members]
         for member in members:
             member.may_write()
+        begun = [spent.go_on(m.folder, step) for m in members]
         logs = [stack.enter_context(contextlib.closing(Log(m.folder, step))) for m in members]
         main = families.get(run.family).objectives(run.model)[0].name
         start = saved_at = time.monotonic()
@@ -157,7 +160,7 @@ def _together(
                 logs[i].write(first_step, run.tokens_per_step, metrics_K)
                 try:
                     loop.check_finite(first_step, metrics_K)
-                    rate = run.tokens_per_step * step / max(wall_s(i), 1e-9)
+                    rate = run.tokens_per_step * (step - begun[i]) / max(wall_s(i), 1e-9)
                     member.observe(Progress(step, run.steps, float(metrics_K[main].mean()), rate))
                 except Ended as ended:
                     del live[i]
@@ -165,6 +168,15 @@ def _together(
 
         pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
         while step < run.steps and live:
+            if any(step in leaves for leaves in leaving):
+                if pending:
+                    write(*pending)
+                    pending = []
+                for i, member in live.items():
+                    member.may_write()
+                    for branch in leaving[i].get(step, ()):
+                        one = pick(state, jax.device_put(np.int32(i)))
+                        branch.ready(forks.seed(branch, member.folder, step, one, feeds[i].get_state()))
             count = loop.dispatch(run, step)
             rows = [feed.take(count) for feed in feeds]
             batch = loop.put(run, {name: np.stack([r[name] for r in rows]) for name in rows[0]}, where(mesh))
@@ -192,7 +204,7 @@ def _together(
             loss = loop.evaluate(run, pick(state, jax.device_put(np.int32(i))), mesh)
             stores[i].wait()
             try:
-                member.end(loop.result(run, loss, trained_s[i]))
+                member.end(loop.result(run, loss, trained_s[i], begun[i]))
             except Diverged as diverged:
                 member.end(diverged)
     return []

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import state as states
+from deeplearn.train import branches as forks, spent, state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.once import once
@@ -27,7 +27,7 @@ from deeplearn.train.together import Votes
 
 
 class Progress(NamedTuple):
-    """Where a run is. loss: mean over the last dispatch. tokens_per_s: mean over all attempts."""
+    """Where a run is. loss: mean over the last dispatch. tokens_per_s: mean over all attempts, without its trunk's."""
 
     step: int
     steps: int
@@ -36,7 +36,9 @@ class Progress(NamedTuple):
 
 
 class Result(NamedTuple):
-    """loss: held-out, in the family's unit. wall_s: seconds spent in the loop over all attempts, compiling left out."""
+    """loss: held-out, in the family's unit. wall_s: seconds spent in the loop over all attempts, compiling left out.
+
+    Of a branch, wall_s and tokens_per_s are of its own part; tokens are those that it has learnt from."""
 
     loss: float
     unit: str
@@ -153,6 +155,8 @@ def check_data(run: Run) -> None:
         if given.get(name) != wanted.shape:
             have = ", ".join(f"{k}{list(shape)}" for k, shape in given.items())
             raise ConfigError(f"{run.family} wants {name}{list(wanted.shape)}; data {run.data.name!r} gives {have}")
+    if run.optim.warmup_steps > run.steps:
+        raise ConfigError(f"optim.warmup_steps {run.optim.warmup_steps} outlasts the run of {run.steps} updates")
     epochs = run.steps * run.batch_size / data.train_examples(run.data)
     if epochs > run.max_epochs:
         name, most = run.data.name, run.max_epochs
@@ -177,11 +181,12 @@ def evaluate(run: Run, state: State, mesh: Mesh) -> float:
     return total / weight
 
 
-def result(run: Run, loss: float, wall_s: float) -> Result:
-    """Of a run that was trained to its end. Raises Diverged if its held-out loss is not finite."""
+def result(run: Run, loss: float, wall_s: float, begun: int) -> Result:
+    """Of a run that was trained from step `begun` to its end. Raises Diverged if its held-out loss is not finite."""
     if not math.isfinite(loss):
         raise Diverged(f"held-out loss is {loss}")
-    return Result(loss, families.get(run.family).UNIT, run.tokens, wall_s, run.tokens / wall_s)
+    rate = run.tokens_per_step * (run.steps - begun) / wall_s
+    return Result(loss, families.get(run.family).UNIT, run.tokens, wall_s, rate)
 
 
 def load_variables(run: Run, workdir: Path) -> tuple[int, dict[str, Any]]:
@@ -203,6 +208,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = print,
     tensorboard: bool = False,
+    branches: Sequence[forks.Branch] = (),
 ) -> Result:
     """Train `run` in `workdir`, going on from its newest sound checkpoint, and evaluate it.
 
@@ -210,7 +216,8 @@ def train(
 
     observe: called about once a dispatch. may_write: called before anything is written; raises if another process has
     taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises Stopped in all. tell:
-    gets one-line messages. Raises Diverged, Stopped, ConfigError and what may_write raises.
+    gets one-line messages. branches: shorter runs that get their start from this one. Raises Diverged, Stopped,
+    ConfigError and what may_write raises.
     """
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)
@@ -220,10 +227,12 @@ def train(
         state, saved = restored or (states.create(run, mesh), {"wall_s": 0.0, "iterator": batches.get_state()})
         batches.set_state(saved["iterator"])
         step = int(jax.device_get(state.step))
+        leaving = forks.leaving(branches, run, step)
         main_objective = families.get(run.family).objectives(run.model)[0].name
         programs = {n: compiled_steps(program(run), mesh, n) for n in dispatches(run, step)}
         jax.block_until_ready(fingerprint(state))  # compiles it
         may_write()
+        begun = spent.go_on(workdir, step) if jax.process_index() == 0 else 0
         log = Log(workdir, step, tensorboard) if jax.process_index() == 0 else None
         votes = Votes(mesh, questions=2)
         start = saved_at = time.monotonic()
@@ -241,11 +250,18 @@ def train(
                 log.write(first_step, run.tokens_per_step, metrics_K)
             check_finite(first_step, metrics_K)
             loss = float(metrics_K[main_objective].mean())
-            observe(Progress(step, run.steps, loss, run.tokens_per_step * step / max(wall_s(), 1e-9)))
+            observe(Progress(step, run.steps, loss, run.tokens_per_step * (step - begun) / max(wall_s(), 1e-9)))
 
         with contextlib.closing(log) if log else contextlib.nullcontext():
             pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
             while step < run.steps:
+                if step in leaving:
+                    if pending:
+                        write(*pending)
+                        pending = []
+                    may_write()
+                    for branch in leaving[step]:
+                        branch.ready(forks.seed(branch, workdir, step, state, batches.get_state()))
                 count = dispatch(run, step)
                 batch = put(run, batches.take(count), sharding.of_batch(mesh, 1), run.batch_size)
                 state, metrics = programs[count](state, batch)
@@ -263,4 +279,4 @@ def train(
                     raise Stopped(f"stopped at step {step} of {run.steps}; run it again to go on from there")
         trained_s = wall_s()
         loss = evaluate(run, state, mesh)
-    return result(run, loss, trained_s)
+    return result(run, loss, trained_s, begun)

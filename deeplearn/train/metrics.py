@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +22,29 @@ def read(directory: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def rows(directory: Path) -> int:
+    """Number of rows of a log, without reading what they say."""
+    path = directory / NAME
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def copy(source: Path, target: Path, step: int) -> IO[str]:
+    """Put the first `step` rows of the log in `source` into `target` as its log, whole or not at all.
+
+    Returns the new file, open to write on. Raises ValueError if there are fewer.
+    """
+    lines = (source / NAME).read_text().splitlines(keepends=True) if (source / NAME).exists() else []
+    kept = [line for line in lines[:step] if line.endswith("\n")]
+    if len(kept) != step or (kept and json.loads(kept[-1])["step"] != step):
+        raise ValueError(f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint")
+    path = target / f"{NAME}.tmp{os.getpid()}"
+    file = path.open("w")
+    file.writelines(kept)
+    file.flush()
+    path.replace(target / NAME)
+    return file
+
+
 class Log:
     """Appends rows to `directory/metrics.jsonl`, and mirrors them to TensorBoard if asked.
 
@@ -30,14 +53,7 @@ class Log:
     """
 
     def __init__(self, directory: Path, step: int, tensorboard: bool = False):
-        kept = [row for row in read(directory) if row["step"] <= step]
-        if len(kept) != step:
-            raise ValueError(f"{directory / NAME} has {len(kept)} of the {step} rows before the checkpoint")
-        path = directory / f"{NAME}.tmp{os.getpid()}"
-        self._file = path.open("w")
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
-        self._file.flush()
-        path.replace(directory / NAME)
+        self._file = copy(directory, directory, step)
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import

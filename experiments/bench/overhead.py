@@ -53,7 +53,8 @@ def cohort_overhead(rounds: int) -> float:
         with tempfile.TemporaryDirectory() as root:
             ledger.create(root, "overhead", described)
             start = time.perf_counter()
-            worker.train_units(Path(root), list(described.values()), lambda **event: None, threading.Event())
+            silent, stop = lambda **event: None, threading.Event()
+            worker.train_units(Path(root), list(described.values()), [[]] * MEMBERS, silent, stop)
             return time.perf_counter() - start - _evaluations(one)
 
     def bare() -> float:

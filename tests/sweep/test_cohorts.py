@@ -22,8 +22,8 @@ def units():
     return [unit(size, budget, learning_rate=r) for size in (16, 24) for budget in (8192, 16384) for r in rates]
 
 
-def choose(waiting, measured=None, together=None, workers=1, cheapest_first=False):
-    return cohorts.choose(waiting, measured or {}, together or {}, workers, cheapest_first)
+def choose(waiting, measured=None, together=None, started=(), workers=1, cheapest_first=False):
+    return cohorts.choose(waiting, measured or {}, together or {}, started, workers, cheapest_first)
 
 
 def test_what_differs_only_in_traced_numbers_goes_together(units):
@@ -60,6 +60,7 @@ def test_what_was_begun_together_goes_on_together(units):
     assert choose([c, d], together=pair) == [c], "what has ended is left out"
     assert choose([a, b, c, d], together={a.id: (a.id,)}) == [a], "as is what was begun alone"
     assert choose([b, c, d], together=pair | {d.id: (d.id,)}) == [b]
+    assert choose([a, b, c, d], started={a.id, d.id}) == [a, d], "so do those that a trunk has started"
 
 
 def test_the_width_climbs_while_that_is_faster():

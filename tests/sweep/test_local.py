@@ -10,6 +10,7 @@ from rich.console import Console
 
 from deeplearn import laws
 from deeplearn.config import ConfigError
+from deeplearn.optim import Optim
 from deeplearn.sweep import ledger, local, staff, study, table
 from deeplearn.sweep.grid import Sweep, grid, unit_of
 from deeplearn.sweep.progress import Display, clock, short
@@ -202,6 +203,20 @@ def test_the_eta_is_right_where_rates_are_known(fitted):
         for u, event in events(fitted[:1]):
             display.tell(u, event)
         assert display.eta() == pytest.approx(fitted[4].flops / fitted[0].flops * 8192 / 1000), "the rate per FLOP"
+
+
+def test_a_branch_counts_without_what_its_trunk_trains():
+    recipe = Optim(warmup_steps=8)  # dispatches of 32 updates, the last 30 % decay
+    short, long = (unit(budget=n * 16384, optim=recipe) for n in (1, 2))
+    with Display([short, long], set(), 1, plain := console()) as display:
+        for u, event in events([long]):
+            display.tell(u, event)
+        assert display.spent() == pytest.approx(2 / 3) and display.eta() == pytest.approx(0.5 * 16384 / 1000)
+        display.tell(short, {"event": "branch", "step": 32, "steps": 64})
+        assert display.spent() == pytest.approx(5 / 6) and display.eta() == pytest.approx(0.5 * 16384 / 1000)
+        display.tell(short, {"event": "branch", "step": 0, "steps": 64})  # which the trunk had passed when it went on
+        assert display.eta() == pytest.approx(16384 / 1000)
+    assert plain.file.getvalue().count("starts at step 32 of 64: a longer run has trained the rest") == 1
 
 
 def test_units_that_diverge_or_fail_are_over(fitted):

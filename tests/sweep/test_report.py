@@ -26,6 +26,7 @@ def row(i, size, tokens, split):
     return {
         "id": f"{i:012x}", "family": "transformer", "size": size, "params": n + 512 * size, "params_no_embed": n,
         "params_active": n + 512 * size, "tokens": tokens, "flops": 7.5 * n * tokens, "flops_6nd": 6.0 * n * tokens,
+        "flops_spent": 7.5 * n * tokens,
         "loss": float((1.1 + 35 * n**-0.35 + 300 * tokens**-0.42) * noise), "unit": "nats/token", "seed": 0,
         "wall_s": 75.0, "tokens_per_s": 4e4, "status": "done", "split": split,
     }  # fmt: skip

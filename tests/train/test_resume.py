@@ -13,12 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from short_runs import short_run
+from short_runs import assert_same_bits, final, short_run
 
-from deeplearn import families, sharding
+from deeplearn import families
 from deeplearn.config import ConfigError
-from deeplearn.train import loop, metrics, state as states
-from deeplearn.train.checkpoint import Checkpoints
+from deeplearn.train import loop, metrics
 
 STEPS = 40
 
@@ -30,21 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def collect_failed_reads():
     yield
     gc.collect()
-
-
-def final(run, workdir):
-    """The last checkpoint's state and iterator, on the host."""
-    mesh = sharding.make_mesh(run.mesh)
-    with loop.on_mesh(mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, saved = checkpoints.restore(states.abstract(run, mesh), print)
-    return jax.device_get(state), saved["iterator"]
-
-
-def assert_same_bits(run, a, b):
-    (state_a, iterator_a), (state_b, iterator_b) = final(run, a), final(run, b)
-    jax.tree.map(np.testing.assert_array_equal, state_a, state_b)
-    assert iterator_a == iterator_b
-    assert (a / metrics.NAME).read_bytes() == (b / metrics.NAME).read_bytes()
 
 
 def command(family, workdir):

@@ -1,0 +1,44 @@
+"""What a run has cost in its own folder: updates really done there, by all attempts.
+
+A branch does not count what its trunk did (`branches.py`). What a kill threw away counts as far as the log shows it.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from deeplearn.train import metrics
+
+NAME = "spent.json"
+
+
+def begin(folder: Path, begun: int, lost: int = 0) -> None:
+    """Note, whole or not at all, that the rows up to step `begun` come from a trunk, and that `lost` more were done."""
+    path = folder / f"{NAME}.tmp{os.getpid()}"
+    path.write_text(json.dumps({"begun": begun, "lost": lost}) + "\n")
+    path.replace(folder / NAME)
+
+
+def go_on(folder: Path, step: int) -> int:
+    """Note that an attempt starts at `step`, before the log drops its later rows. Returns where the work here began.
+
+    An attempt that starts at 0 found no checkpoint: whatever was noted of a trunk has come to nothing.
+    """
+    begun, lost = _noted(folder)
+    rows = metrics.rows(folder)
+    if step == 0 and begun:
+        begun = rows = 0
+    begin(folder, begun, lost + max(0, rows - step))
+    return begun
+
+
+def steps(folder: Path) -> int:
+    """Updates done in the folder so far; 0 if nothing was trained there."""
+    begun, lost = _noted(folder)
+    return max(0, metrics.rows(folder) - begun) + lost
+
+
+def _noted(folder: Path) -> tuple[int, int]:
+    path = folder / NAME
+    noted = json.loads(path.read_text()) if path.exists() else {"begun": 0, "lost": 0}
+    return noted["begun"], noted["lost"]
