@@ -161,3 +161,20 @@ def test_a_kill_9_of_the_trunk_at_its_branch_point_changes_no_bit(alone, tmp_pat
         local.execute(tmp_path, units, lambda u, event: None, staff)
     assert facts(tmp_path) == alone
     assert all(ledger.status(tmp_path, u.id) == "done" for u in units)
+
+
+@pytest.mark.slow
+def test_a_cohort_is_a_trunk_for_cohorts_of_branches(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    units = [unit(steps, seed=seed) for seed in (0, 1) for steps in (STEPS[0], STEPS[2])]
+    ledger.create(tmp_path, "s", {u.id: u.identity_json() for u in units})
+    with Staff(1) as staff:
+        local.execute(tmp_path, units, lambda u, event: None, staff)
+    results = ledger.results(tmp_path)
+    assert [results[u.id]["members"] for u in units] == [2, 2, 2, 2]
+    assert [results[u.id]["steps_spent"] for u in units] == [STEPS[0] - BEGINS[0], STEPS[2]] * 2
+    assert len({results[u.id]["loss"] for u in units}) == 4
+    logs = {u.id: (ledger.directory(tmp_path, u.id) / "metrics.jsonl").read_text().splitlines() for u in units}
+    for branch, trunk in (units[:2], units[2:]):
+        assert logs[branch.id][: BEGINS[0]] == logs[trunk.id][: BEGINS[0]]
+        assert logs[branch.id][-1] != logs[trunk.id][STEPS[0] - 1], "it decays"
