@@ -74,13 +74,21 @@ class Fit:
         The band holds the noise of one run and the uncertainty of the parameters (bootstrap), the latter as many times
         (`widening`) as the law was seen to need when its smaller runs predicted its larger ones: see `uncertainty`.
         """
+        return Prediction(*self._band(values, self._noise))
+
+    def interval(self, *values: np.ndarray | float) -> Interval:
+        """The law itself at values of its columns, with its 95 % interval: `predict` without the noise of one run."""
+        return Interval(*self._band(values, 0.0))
+
+    def _band(self, values: Sequence[np.ndarray | float], noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values = np.broadcast_arrays(*values)
         center = self._log_loss(self.best[None], values)[0]
         draws = self._log_loss(self.cloud, values).reshape(len(self.cloud), -1)
         g_MxP = jacobian(self.problem.form, self.best, self._centred(values), self.problem.at)
         sides = uncertainty.law(center.ravel(), draws, self._linear, g_MxP)
-        low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], self._noise, self.widening)
-        return Prediction(*(np.exp(end).reshape(center.shape) for end in (center, low, high)))
+        low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], noise, self.widening)
+        with np.errstate(over="ignore"):  # of runs that say nothing
+            return tuple(np.exp(end).reshape(center.shape) for end in (center, low, high))
 
     def optimal(self, flops: np.ndarray | float) -> Allocation:
         """Compute-optimal params and tokens for budgets of C = 6 N D training FLOPs.

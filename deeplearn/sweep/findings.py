@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from deeplearn import laws
+from deeplearn.sweep.progress import short
 from deeplearn.sweep.table import Row
 
 Law = dict[str, Any]  # what law.json holds
@@ -70,7 +71,20 @@ def verdict(p: dict[str, Any]) -> str:
     """Where the measured loss of a held-out entry of the law lies."""
     if p["measured"] is None:
         return "not measured"
-    return "inside the band" if p["lo"] <= p["measured"] <= p["hi"] else "outside the band"
+    told = "inside the band" if p["lo"] <= p["measured"] <= p["hi"] else "outside the band"
+    late = p["started_at"] is not None and p["started_at"] < p["predicted_at"]
+    return f"{told}, told afterwards" if late else told
+
+
+def not_fitted(rows: list[Row], law: Law) -> list[str]:
+    """Every run that has no loss to offer, by name and with the reason; one sentence each."""
+    by_id = {row["id"]: row for row in rows}
+    sentences = []
+    for told in law.get("not_fitted", []):
+        row = by_id[told["id"]]
+        name = f"{told['id']} (size {row['size']}, {short(row['tokens'])} tokens)"
+        sentences.append(f"{told['status'].replace('_', ' ')}: {name}: {told['why']}")
+    return sentences
 
 
 def ratio(rows: list[Row], p: dict[str, Any]) -> float:

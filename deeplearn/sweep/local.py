@@ -3,13 +3,14 @@
 import contextlib
 import glob
 import json
+import math
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,20 @@ def places(workers: int = 0) -> list[int | None]:
 class _Worker:
     """A child process and the unit that it has in hand."""
 
-    def __init__(self, root: Path, core: int | None, events: "queue.SimpleQueue[tuple[_Worker | None, Event]]"):
+    def __init__(
+        self,
+        root: Path,
+        core: int | None,
+        events: "queue.SimpleQueue[tuple[_Worker | None, Event]]",
+        arguments: Sequence[str] = (),
+    ):
         pin = [] if core is None else [f"--core={core}"]
         self.core = core
         self.log = root / f"worker-{core or 0}.log"
         self.ready = False
         self.unit: Unit | None = None
         self.shape: tuple[str, int] | None = None
-        command = [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin]
+        command = [sys.executable, "-m", "deeplearn.sweep.worker", str(root), *pin, *arguments]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
@@ -90,8 +97,19 @@ def choose(waiting: list[Unit], worker_shape: tuple[str, int] | None, other_shap
     return min(waiting, key=rank)
 
 
-def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], None], workers: int = 0) -> None:
+def execute(
+    root: Path,
+    units: list[Unit],
+    tell: Callable[[Unit | None, Event], None],
+    workers: int = 0,
+    seconds: float = math.inf,
+    may_start: Callable[[Unit], bool] = lambda unit: True,
+    arguments: Sequence[str] = (),
+) -> None:
     """Train the units and tell every event. Returns when each has ended, one way or another.
+
+    seconds: after which what is in hand is saved, and nothing more begins; with such a limit the order is strictly that
+    of cost. may_start: asked before a unit is given out; one for which it says no is left. arguments: of the workers.
 
     A worker that dies is replaced, and its unit goes on from its checkpoint, ATTEMPTS times at most. On
     KeyboardInterrupt the units in hand are saved, and the interrupt is raised on. Raises SweepError when a worker
@@ -99,9 +117,19 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
     """
     events: queue.SimpleQueue[tuple[_Worker | None, Event]] = queue.SimpleQueue()
     waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
-    with _staff(root, places(workers)[: len(units)], events) as staff, _interrupts(events):
+    hurried = math.isfinite(seconds)
+    with (
+        _staff(root, places(workers)[: len(units)], events, arguments) as staff,
+        _interrupts(events),
+        _alarm(events, seconds),
+    ):
         while staff:
             worker, event = events.get()
+            if worker is None and event["event"] == "late":
+                waiting, may_start = [], lambda unit: False
+                for busy in staff:
+                    busy.dismiss()
+                continue
             if worker is None:
                 raise KeyboardInterrupt
             unit = worker.unit
@@ -114,18 +142,18 @@ def execute(root: Path, units: list[Unit], tell: Callable[[Unit | None, Event], 
                 if not worker.ready:
                     raise SweepError(f"a worker ended with code {event['code']} while it started; see {worker.log}")
                 if unit and tries[unit.id] < ATTEMPTS:
-                    waiting.append(unit)
+                    waiting += [unit] if may_start(unit) else []
                 elif unit:
                     tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
-                if waiting:
-                    staff.append(_Worker(root, worker.core, events))
+                if any(map(may_start, waiting)):
+                    staff.append(_Worker(root, worker.core, events, arguments))
                 continue
             worker.unit, worker.ready = None, True
-            if event["event"] == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
-                waiting.append(unit)
-            elif waiting:
+            if event["event"] == "stopped":  # by a signal of somebody else: its exit follows, and a successor goes on
+                waiting += [unit] if may_start(unit) else []
+            elif able := [u for u in waiting if may_start(u)]:
                 others = {w.shape for w in staff if w is not worker}
-                chosen = choose(waiting, worker.shape, others)
+                chosen = choose(able, None, set()) if hurried else choose(able, worker.shape, others)
                 waiting.remove(chosen)
                 tries[chosen.id] += 1
                 worker.give(chosen)
@@ -139,7 +167,7 @@ def _interrupts(events: "queue.SimpleQueue[tuple[_Worker | None, Event]]") -> It
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: events.put((None, {})))
+    before = signal.signal(signal.SIGINT, lambda *_: events.put((None, {"event": "interrupt"})))
     try:
         yield
     finally:
@@ -147,9 +175,23 @@ def _interrupts(events: "queue.SimpleQueue[tuple[_Worker | None, Event]]") -> It
 
 
 @contextlib.contextmanager
-def _staff(root: Path, places: list[int | None], events: Any) -> Iterator[list[_Worker]]:
+def _alarm(events: "queue.SimpleQueue[tuple[_Worker | None, Event]]", seconds: float) -> Iterator[None]:
+    """The end of the time as an event of no worker."""
+    if math.isinf(seconds):
+        yield
+        return
+    timer = threading.Timer(seconds, events.put, [(None, {"event": "late"})])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _staff(root: Path, places: list[int | None], events: Any, arguments: Sequence[str]) -> Iterator[list[_Worker]]:
     """Workers that never outlive the block: on the way out by an exception they are asked to save, then waited for."""
-    staff = [_Worker(root, place, events) for place in places]
+    staff = [_Worker(root, place, events, arguments) for place in places]
     try:
         yield staff
     except BaseException:

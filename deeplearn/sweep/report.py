@@ -95,6 +95,7 @@ def write(
         certificate=page.items(_certificate(fit), "certificate"),
         warnings=page.items(fit.warnings, "warnings"),
         optimal=page.table(OPTIMAL, _optimal(fit)),
+        not_fitted=page.items(findings.not_fitted(rows, law), "warnings"),
         runs=page.table(RUNS, (_run(row, fit, law) for row in rows)),
         command=escape(command),
         versions=page.table(("what", "version"), versions.items()),
@@ -102,7 +103,7 @@ def write(
     page.write(path, f"Scaling law of the {rows[0]['family']} family", text)
 
 
-def text_summary(fit: laws.Fit, law: Law, console: Console) -> None:
+def text_summary(rows: list[Row], fit: laws.Fit, law: Law, console: Console) -> None:
     """The law, how sure it is of itself, what it advises and how it did, on the terminal."""
     _print(console, findings.equation(fit), PARAMS, PARAMS, _params(fit))
     console.print(f"L in {fit.unit}, N: {COUNTS[law['count']]}, D: training tokens", highlight=False)
@@ -111,6 +112,8 @@ def text_summary(fit: laws.Fit, law: Law, console: Console) -> None:
     for line in fit.warnings:
         console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     _print(console, "Optimal N and D for C = 6 N D", OPTIMAL, OPTIMAL_TEXT, _optimal(fit))
+    for line in findings.not_fitted(rows, law):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     _print(console, "Predicted before training, and measured", OUTCOME, OUTCOME, map(_outcome, law["held_out"]))
 
 

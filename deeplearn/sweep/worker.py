@@ -1,4 +1,4 @@
-"""A process that trains units one after another: `python -m deeplearn.sweep.worker ROOT [--core=I]`.
+"""A process that trains units one after another: `python -m deeplearn.sweep.worker ROOT [--core=I] ...`.
 
 It reads runs as JSON from standard input, one a line, and answers on standard output with one JSON object a line.
 One process for many units keeps its imports and compiled programs; one process a core, each with one thread, uses a
@@ -8,6 +8,7 @@ CPU 1.5 to 1.9 times as well as one process with all threads does (small models)
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deeplearn.sweep.worker", description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--core", type=int, help="run on this core alone")
+    parser.add_argument("--stop_hopeless", type=float, default=math.inf, help="end units this far behind (hopeless.py)")
     args = parser.parse_args()
     if args.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {args.core})  # before JAX starts, which counts its threads then
@@ -48,7 +50,7 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     answer(event="ready")
     while not stopping.is_set() and (line := lines.get()):
-        train_unit(args.root, line, answer, stopping)
+        train_unit(args.root, line, answer, stopping, args.stop_hopeless)
 
 
 def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
@@ -60,19 +62,23 @@ def _read(lines: "queue.Queue[str | None]", stopping: threading.Event) -> None:
     lines.put(None)
 
 
-def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: threading.Event) -> None:
-    """Train one run as a unit of the ledger, record how it ended, and answer that."""
+def train_unit(
+    root: Path, line: str, answer: Callable[..., None], stopping: threading.Event, margin: float = math.inf
+) -> None:
+    """Train one run as a unit of the ledger, record how it ended, and answer that. margin: of `hopeless.watch`."""
     from deeplearn import config, sharding
-    from deeplearn.sweep import ledger
+    from deeplearn.sweep import hopeless, ledger
     from deeplearn.train import loop
     from deeplearn.train.run import from_json
 
     run = from_json(json.loads(line))
     unit = config.identity(run)
     last = 0.0
+    watch = hopeless.watch(root, run, margin)
 
     def observe(progress: loop.Progress) -> None:
         nonlocal last
+        watch(progress.step)
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
             answer(event="progress", id=unit, **progress._asdict())
@@ -86,8 +92,8 @@ def train_unit(root: Path, line: str, answer: Callable[..., None], stopping: thr
         try:
             result = loop.train(run, folder, observe, claim.check, stopping.is_set, tell)
             return {"status": "done", **result._asdict()}
-        except loop.Diverged as error:
-            return {"status": "diverged", "loss": None, "message": str(error)}
+        except loop.Ended as error:
+            return {"status": error.status, "loss": None, "message": str(error)}
 
     try:
         claim = ledger.claim(root, unit)

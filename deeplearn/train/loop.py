@@ -52,8 +52,26 @@ class Stopped(Exception):
     exit_code = 42
 
 
-class Diverged(Exception):
+class Ended(Exception):
+    """The run is over before its last step, for a reason that is a result and no failure. status: what it ended as."""
+
+    def __init__(self, status: str, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Diverged(Ended):
     """The loss is not a finite number any more."""
+
+    def __init__(self, message: str):
+        super().__init__("diverged", message)
+
+
+class Hopeless(Ended):
+    """The run is too far behind others to be worth its FLOPs; raised by whoever observes it."""
+
+    def __init__(self, message: str):
+        super().__init__("hopeless", message)
 
 
 @contextlib.contextmanager
@@ -190,9 +208,9 @@ def train(
 
     In a job of several processes each calls this alike, and only process 0 writes the metrics.
 
-    observe: called about once a dispatch. may_write: called before anything is written; raises if another process has
-    taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises Stopped in all. tell:
-    gets one-line messages. Raises Diverged, Stopped, ConfigError and what may_write raises.
+    observe: called about once a dispatch; may raise Ended. may_write: called before anything is written; raises if
+    another process has taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises
+    Stopped in all. tell: gets one-line messages. Raises Ended, Stopped, ConfigError and what may_write raises.
     """
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)
