@@ -15,12 +15,12 @@ saved, for the next command to go on with. What was left out is said by name, an
 With --stop_hopeless=0.3 a run that a quarter of its steps leave more than .3 above the training loss of the best that
 differs only in its optimiser, or above its own first loss, is ended, named, and kept out of the law.
 
-With --target_flops=6e12 --target_width=0.03 the sweep is active: after the config's own runs it chooses among its
+With --target_flops=6e12 --target_width=0.1 the sweep is active: after the config's own runs it chooses among its
 candidates, round by round, until the 95 % interval of what the law says of a compute-optimal run of 6e12 FLOPs (6 N D)
-is 3 % wide, or the budget is spent. rounds.json in DIR keeps what was decided.
+is 10 % wide, or the budget is spent. rounds.json in DIR keeps what was decided.
 
     python -m experiments.sweep --config=quickstart --root=runs/quickstart
-    python -m experiments.sweep --config=active --root=runs/active --target_flops=6e12 --target_width=0.03
+    python -m experiments.sweep --config=active --root=runs/active --target_flops=6e12 --target_width=0.1
 """
 
 import math

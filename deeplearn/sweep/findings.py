@@ -87,6 +87,26 @@ def not_fitted(rows: list[Row], law: Law) -> list[str]:
     return sentences
 
 
+def noise(law: Law) -> list[str]:
+    """What repeated seeds say of the noise of one run; nothing where no run was repeated."""
+    floor = law.get("noise_floor")
+    if not floor:
+        return []
+    many = f"{floor['groups']} sets of runs that differ in their seed alone, {floor['dof']} degrees of freedom"
+    said = f"Noise floor: {_scatter(floor)} of the loss, from {many}."
+    if len(floor["sizes"]) < 2:
+        return [said]
+    sizes = ", ".join(f"{_scatter(level)} at N = {short(level['params'])}" for level in floor["sizes"])
+    power = f"it goes as N^{floor['power']:.2f}, by which the runs are weighted".replace("-", MINUS)
+    equal = "the runs do not show that it differs, and weigh the same"
+    return [said, f"Noise by size: {sizes}; {power if floor['power'] else equal}."]
+
+
+def _scatter(told: dict[str, Any]) -> str:
+    value, lo, hi = (f"{100 * told[name]:.2g}" for name in ("value", "lo", "hi"))
+    return f"{value} % (95 % interval {lo} to {hi} %)"
+
+
 def ratio(rows: list[Row], p: dict[str, Any]) -> float:
     """FLOPs of a held-out entry over those of the largest fitted run."""
     return p["flops"] / max(r["flops"] for r in done(rows, "fit"))

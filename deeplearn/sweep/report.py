@@ -92,7 +92,7 @@ def write(
         count=COUNTS[law["count"]],
         params=page.table(PARAMS, _params(fit)),
         caution="The fit comes with warnings; they stand under the law." if fit.warnings else "",
-        certificate=page.items(_certificate(fit), "certificate"),
+        certificate=page.items([*_certificate(fit), *findings.noise(law)], "certificate"),
         warnings=page.items(fit.warnings, "warnings"),
         optimal=page.table(OPTIMAL, _optimal(fit)),
         not_fitted=page.items(findings.not_fitted(rows, law), "warnings"),
@@ -107,7 +107,7 @@ def text_summary(rows: list[Row], fit: laws.Fit, law: Law, console: Console) -> 
     """The law, how sure it is of itself, what it advises and how it did, on the terminal."""
     _print(console, findings.equation(fit), PARAMS, PARAMS, _params(fit))
     console.print(f"L in {fit.unit}, N: {COUNTS[law['count']]}, D: training tokens", highlight=False)
-    for line in _certificate(fit):
+    for line in [*_certificate(fit), *findings.noise(law)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in fit.warnings:
         console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """A sweep as a study: train what is fitted, fit the law, print its prediction, and only then train what it is of."""
 
+import dataclasses
 import math
 import platform
 import shutil
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from deeplearn import laws
+from deeplearn import config, laws
 from deeplearn.config import ConfigError
 from deeplearn.sweep import active, budget, hopeless, ledger, local, table, training
 from deeplearn.sweep.grid import Sweep, Unit
@@ -111,6 +112,7 @@ def run(
         without = training.not_fitted(job, units)
         law = {**fit.to_json(), "count": sweep.count, "held_out": _compare(root, rows, predictions)}
         law |= {"not_fitted": without, "rounds": active.read(root)}
+        law |= {"noise_floor": laws.plain(_floor(fit.table, _used(rows), units))}
         table.write(root / "runs.csv", rows)
         ledger.write_json(root / "law.json", law)
     return Study(rows, fit, law)
@@ -132,11 +134,11 @@ def _fitted(
     while True:
         training.train(job, units, "fit", active.note(rounds, aim))
         rows = _rows(job, units)
-        fit = _fit(sweep, rows, job)
+        fit = _fit(sweep, rows, units, job)
         if aim is None:
             return units, fit
         left = [u for u in candidates if u not in units]
-        flops = sum(r["flops"] for r in rows if r["split"] == "fit" and r["status"] == "done")
+        flops = sum(r["flops"] for r in _used(rows))
         told = active.decide(fit, flops, aim, left, sweep.count, training.room(job, units))
         rounds = [*(r for r in rounds if r["chosen"]), told]
         active.write(job.root, rounds)
@@ -153,15 +155,28 @@ def _rows(job: training.Job, units: list[Unit]) -> list[table.Row]:
     return table.rows(job.root, units, {told["id"]: told["status"] for told in training.not_fitted(job, units)})
 
 
-def _fit(sweep: Sweep, rows: list[table.Row], job: training.Job) -> laws.Fit:
-    used = [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
+def _fit(sweep: Sweep, rows: list[table.Row], units: list[Unit], job: training.Job) -> laws.Fit:
+    used = _used(rows)
     if len(used) < MIN_RUNS:
         few = f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least"
         if any(r["status"] == "left_out" for r in rows):
             raise OutOfTime(f"{few}; every run is saved: the same command goes on from here")
         raise local.SweepError(few)
-    columns = (np.array([r[name] for r in used], np.float64) for name in (sweep.count, "tokens", "loss"))
-    return laws.fit(laws.runs(*columns, unit=used[0]["unit"]))
+    names = {"params": sweep.count, "tokens": "tokens", "loss": "loss", "seed": "seed"}
+    columns = {name: np.array([r[column] for r in used], np.float64) for name, column in names.items()}
+    columns["seed"] += 1  # positive, as all columns are; it tells runs of equal loss apart
+    runs = laws.Table(columns, unit=used[0]["unit"])
+    return laws.fit(runs, noise=_floor(runs, used, units))
+
+
+def _used(rows: list[table.Row]) -> list[table.Row]:
+    return [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
+
+
+def _floor(runs: laws.Table, used: list[table.Row], units: list[Unit]) -> laws.NoiseFloor | None:
+    """The noise of runs, from those that differ in nothing but their seed."""
+    group = {u.id: config.identity(dataclasses.replace(u.run, seed=0)) for u in units}
+    return laws.noise_floor(runs, np.array([group[r["id"]] for r in used]))
 
 
 def _predict(sweep: Sweep, rows: list[table.Row], fit: laws.Fit, root: Path, console: Console) -> dict[str, Any]:

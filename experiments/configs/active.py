@@ -1,6 +1,6 @@
 """The quickstart's transformers, of which a small grid comes first and the sweep chooses the rest.
 
-python -m experiments.sweep --config=active --root=runs/active --target_flops=6e12 --target_width=0.03
+python -m experiments.sweep --config=active --root=runs/active --target_flops=6e12 --target_width=0.1
 """
 
 from deeplearn.sweep.grid import Sweep, grid
