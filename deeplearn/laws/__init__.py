@@ -16,6 +16,7 @@ from deeplearn.laws.design import Design, LossAt, OptimalParams, next_runs
 from deeplearn.laws.extrapolate import Extrapolation, extrapolate
 from deeplearn.laws.fitting import LOSSES, Fit, fit
 from deeplearn.laws.forms import Form
+from deeplearn.laws.noise import NoiseFloor, noise_floor
 from deeplearn.laws.plain import plain
 from deeplearn.laws.profiles import Profile, profile_interval
 from deeplearn.laws.rolling import HoldOut, rolling
@@ -40,6 +41,7 @@ __all__ = [
     "HoldOut",
     "Interval",
     "LossAt",
+    "NoiseFloor",
     "OptimalParams",
     "Prediction",
     "Profile",
@@ -53,6 +55,7 @@ __all__ = [
     "fit",
     "fit_many",
     "next_runs",
+    "noise_floor",
     "plain",
     "profile_interval",
     "read_csv",

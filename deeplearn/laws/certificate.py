@@ -53,7 +53,7 @@ def certify(problem: Problem, best: np.ndarray, residuals: np.ndarray, at_optimu
     errors_n = scale_n * np.expm1(residuals) if problem.linear else residuals
     delta = problem.deltas[-1]
     tau = np.where(errors_n > 0, problem.tau, 1 - problem.tau)
-    pull_n = 2 * tau * np.clip(errors_n, -delta, delta) * scale_n
+    pull_n = 2 * tau * np.clip(errors_n, -delta, delta) * scale_n * problem.weights
     cosine_P = j_NxP.T @ pull_n / max(np.linalg.norm(pull_n), 1e-300)
     low_P, high_P = problem.bounds
     free_P = ~((best <= low_P) & (cosine_P <= 0)) & ~((best >= high_P) & (cosine_P >= 0))

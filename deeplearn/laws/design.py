@@ -17,7 +17,7 @@ import numpy as np
 from deeplearn.laws import frontier
 from deeplearn.laws.fitting import Fit
 from deeplearn.laws.forms import Form
-from deeplearn.laws.solve import Problem
+from deeplearn.laws.solve import Problem, huber_moments
 from deeplearn.laws.table import Table, TableError
 
 LAWS = 32  # replicates that the criterion is averaged over
@@ -184,24 +184,25 @@ def _information(fit: Fit, columns: dict[str, np.ndarray], target: LossAt | Opti
     made = {name: (x + at)[None] for name, x, at in zip(form.columns, problem.x, problem.at, strict=False)}
     new = {name: np.log(columns[name])[None] for name in form.columns}
     noise = _noise(problem, fit.residuals)
-    made_RxNxP, new_RxMxP = (derivatives(log_losses(logs)) / noise for logs in (made, new))
+    relative = fit.relative_noise(np.asarray(columns["params"])) if fit.floor else 1.0
+    made_RxNxP = derivatives(log_losses(made)) / np.reshape(noise * problem.relative, (-1, 1))
+    new_RxMxP = derivatives(log_losses(new)) / np.reshape(noise * relative, (-1, 1))
     known_RxPxP = made_RxNxP.swapaxes(1, 2) @ made_RxNxP + np.eye(fitted.sum()) / PRIOR**2
     c_RxP = derivatives(lambda p: target.log_value(form, problem.at, p))
     return _Information(known_RxPxP, c_RxP, new_RxMxP)
 
 
 def _noise(problem: Problem, residuals: np.ndarray) -> float:
-    """Noise of one run in log loss, as large as least squares would need to be as uncertain as this fit.
+    """Relative noise 1 in log loss, as large as least squares would need to be as uncertain as this fit.
 
     A fit of P parameters runs through P runs, whose residuals say nothing. The Huber loss loses efficiency on noise
     that is taken as Gaussian: variance E psi^2 / (E psi')^2 (Huber 1964), pi / 2 at worst.
     """
+    residuals = residuals / problem.relative
     free = max(len(residuals) - len(problem.form.names), 1)
     noise = max(math.sqrt(np.sum(np.sort(residuals**2)[-free:]) / free), LEAST_NOISE)
-    k = problem.deltas[-1] / noise
-    inside = math.erf(k / math.sqrt(2))
-    psi2 = inside - k * math.sqrt(2 / math.pi) * math.exp(-(k**2) / 2) + k**2 * math.erfc(k / math.sqrt(2))
-    return noise * math.sqrt(psi2) / inside
+    psi2, slope = huber_moments(noise, problem.deltas[-1])
+    return float(np.sqrt(psi2) / slope)
 
 
 def _choose(information: _Information, cost: np.ndarray, budget: float, most: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from deeplearn.laws.allocation import Allocation, optimal_params
 from deeplearn.laws.catalogue import FORMS
 from deeplearn.laws.certificate import Certificate, certify, inside, jacobian
 from deeplearn.laws.forms import Form
+from deeplearn.laws.noise import NoiseFloor
 from deeplearn.laws.plain import plain
 from deeplearn.laws.solve import Problem, stages
 from deeplearn.laws.table import Table, TableError
@@ -42,6 +44,7 @@ class Fit:
       problem: what was minimised, over centred variables.
       best: the parameters at the optimum [P], coefficients first, over centred variables.
       cloud: bootstrap replicates of `best` [R, P].
+      floor: by which the runs were weighted; None where their noise is taken as equal.
     """
 
     form: str
@@ -57,6 +60,7 @@ class Fit:
     problem: Problem = dataclasses.field(repr=False)
     best: np.ndarray = dataclasses.field(repr=False)
     cloud: np.ndarray = dataclasses.field(repr=False)
+    floor: NoiseFloor | None = dataclasses.field(repr=False)
     _noise: float = dataclasses.field(repr=False)  # half-width of the 95 % interval of one run's noise, in log loss
     _linear: uncertainty.Linear = dataclasses.field(repr=False)
 
@@ -74,13 +78,31 @@ class Fit:
         The band holds the noise of one run and the uncertainty of the parameters (bootstrap), the latter as many times
         (`widening`) as the law was seen to need when its smaller runs predicted its larger ones: see `uncertainty`.
         """
+        noise = self._noise
+        if self.floor:
+            params = np.broadcast_arrays(*values)[self.problem.form.columns.index("params")]
+            noise = noise * self.relative_noise(params.ravel())
+        return Prediction(*self._band(values, noise))
+
+    def relative_noise(self, params: np.ndarray) -> np.ndarray:
+        """Noise of runs of these params, over that of a run of the mean weight."""
+        return self.floor.of(params) * math.sqrt(np.mean(self.problem.noise**-2.0))
+
+    def interval(self, *values: np.ndarray | float) -> Interval:
+        """The law itself at values of its columns, with its 95 % interval: `predict` without the noise of one run."""
+        return Interval(*self._band(values, 0.0))
+
+    def _band(
+        self, values: Sequence[np.ndarray | float], noise: np.ndarray | float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values = np.broadcast_arrays(*values)
         center = self._log_loss(self.best[None], values)[0]
         draws = self._log_loss(self.cloud, values).reshape(len(self.cloud), -1)
         g_MxP = jacobian(self.problem.form, self.best, self._centred(values), self.problem.at)
         sides = uncertainty.law(center.ravel(), draws, self._linear, g_MxP)
-        low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], self._noise, self.widening)
-        return Prediction(*(np.exp(end).reshape(center.shape) for end in (center, low, high)))
+        low, high = uncertainty.band(center.ravel(), sides, self._linear.runs[1], noise, self.widening)
+        with np.errstate(over="ignore"):  # of runs that say nothing
+            return tuple(np.exp(end).reshape(center.shape) for end in (center, low, high))
 
     def optimal(self, flops: np.ndarray | float) -> Allocation:
         """Compute-optimal params and tokens for budgets of C = 6 N D training FLOPs.
@@ -120,7 +142,7 @@ class Fit:
             "certificate": plain(self.certificate),
             "widening": self.widening,
             "warnings": list(self.warnings),
-            **written.keep(self.problem, self.best, self.table, self.replicates, self._noise, self._linear),
+            **written.keep(self.problem, self.best, self.table, self.replicates, self._noise, self._linear, self.floor),
         }
         if self.problem.form.allocation is not None:
             best = [self.optimal(flops) for flops in np.array(BUDGETS) * self.table.flops.max()]
@@ -154,19 +176,26 @@ def _held_out(problem: Problem, best: np.ndarray, masks: np.ndarray, rng: np.ran
             cloud_RxP = search.bootstrap(part, fit_P, search.pairs, rng, uncertainty.SPLIT_REPLICATES)
             parts.append(np.concatenate([fit_P[None], cloud_RxP]))
     held_out = []
+    left_noise = np.broadcast_to(problem.relative, problem.t.shape)[rows]
     for mask, fits_RxP in zip(masks, parts, strict=True):
-        told = _linear(problem.take(mask), fits_RxP[0])
+        told = _linear(problem, fits_RxP[0], mask)
         left = problem.take(rows[~mask[rows]])
         predicted = _laws(left.form, fits_RxP, left.x, left.at)
         sides = uncertainty.law(predicted[0], predicted[1:], told, jacobian(left.form, fits_RxP[0], left.x, left.at))
-        held_out.append(uncertainty.misses(left.t - predicted[0], sides, told))
+        held_out.append(uncertainty.misses(left.t - predicted[0], sides, told, left_noise[~mask[rows]]))
     return held_out
 
 
-def _linear(problem: Problem, best: np.ndarray) -> uncertainty.Linear:
-    """What a linear fit with these derivatives would know; parameters at a bound are held."""
-    residuals = problem.t - problem.form.log_loss(best, problem.x, problem.at)
-    return uncertainty.linear(jacobian(problem.form, best, problem.x, problem.at) * inside(problem, best), residuals)
+def _linear(problem: Problem, best: np.ndarray, mask: np.ndarray | slice = slice(None)) -> uncertainty.Linear:
+    """What a linear fit with these derivatives to the runs of a mask would know; parameters at a bound are held.
+
+    Of runs of unequal noise, each over its relative noise.
+    """
+    relative_n = np.broadcast_to(problem.relative, problem.t.shape)[mask]
+    part = problem.take(mask)
+    residuals = part.t - part.form.log_loss(best, part.x, part.at)
+    j_NxP = jacobian(part.form, best, part.x, part.at) * inside(part, best)
+    return uncertainty.linear(j_NxP / relative_n[:, None], residuals / relative_n)
 
 
 def _laws(form: Form, p_RxP: np.ndarray, x: tuple[np.ndarray, ...], at: tuple[float, ...]) -> np.ndarray:
@@ -193,6 +222,7 @@ def fit(
     replicates: int = 1000,
     bootstrap: str = "pairs",
     seed: int = 0,
+    noise: NoiseFloor | None = None,
 ) -> Fit:
     """Fits a law to runs.
 
@@ -211,6 +241,8 @@ def fit(
       replicates: bootstrap replicates.
       bootstrap: "pairs" draws runs (or clusters of runs, if the table has them) anew; "wild" keeps them and turns the
         signs of their residuals, of a cluster together (Wu 1986).
+      noise: of the runs, where it was seen to differ by size (`noise_floor`): they are weighted by it, and bands have
+        that of the size they are asked for.
       seed: of the starts and the resampling; the result is a function of the table and the arguments.
 
     Raises:
@@ -225,7 +257,9 @@ def fit(
         raise TableError(f"{n} runs cannot determine the {size} parameters of the {law.name} law")
     rng = np.random.default_rng(seed)
     x, t, at = center(table, law)
-    problem = Problem(law, x, t, at, deltas, quantile if loss == "quantile" else 0.5, linear)
+    floor = noise if noise and noise.power and "params" in law.columns else None
+    noise_n = floor.of(table["params"]) if floor else None
+    problem = Problem(law, x, t, at, deltas, quantile if loss == "quantile" else 0.5, linear, noise_n)
     best, objective, at_optimum = search.global_fit(problem, starts, rng)
     residuals = t - law.log_loss(best, x, at)
 
@@ -254,6 +288,7 @@ def fit(
         problem=problem,
         best=best,
         cloud=cloud,
-        _noise=uncertainty.noise(rng, residuals, size),
+        floor=floor,
+        _noise=uncertainty.noise(rng, residuals / problem.relative, size),
         _linear=_linear(problem, best),
     )

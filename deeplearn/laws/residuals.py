@@ -101,11 +101,27 @@ def student(dof: float, level: float) -> float:
     return math.exp(high)
 
 
+def chi_square(dof: float, share: float) -> float:
+    """What a sum of `dof` squares of normal numbers stays below in a share of cases, by bisection of its logarithm."""
+    with jax.enable_x64(True), jax.transfer_guard("allow"):
+        return float(_chi_square(np.float64(dof), np.float64(share)))
+
+
 def _beta(a: float, b: float, x: float) -> float:
     """The regularised incomplete beta function."""
     # Both settings belong to the thread; float64 whatever the caller's.
     with jax.enable_x64(True), jax.transfer_guard("allow"):
         return float(_betainc(*(np.float64(value) for value in (a, b, x))))
+
+
+@jax.jit
+def _chi_square(dof, share):
+    def halve(_, ends):
+        middle = (ends[0] + ends[1]) / 2
+        below = jax.scipy.special.gammainc(dof / 2, jnp.exp(middle) / 2) < share
+        return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
+
+    return jnp.exp(jax.lax.fori_loop(0, 60, halve, (jnp.float64(-40), jnp.float64(40)))[1])
 
 
 @jax.jit

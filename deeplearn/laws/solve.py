@@ -50,6 +50,7 @@ class Problem:
       deltas: stages of the continuation (`stages`).
       tau: quantile that is fitted: .5 treats both sides alike.
       linear: compare losses rather than their logarithms.
+      noise: standard deviation of the log loss of each run [n], by which runs are weighted; None where it is equal.
     """
 
     form: Form
@@ -59,6 +60,7 @@ class Problem:
     deltas: np.ndarray
     tau: float = 0.5
     linear: bool = False
+    noise: np.ndarray | None = None
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +71,33 @@ class Problem:
 
     def take(self, rows: np.ndarray | slice) -> Problem:
         """The problem of the runs that an index, a slice or a boolean array selects, with the same centres."""
-        return dataclasses.replace(self, x=tuple(column[rows] for column in self.x), t=self.t[rows])
+        noise = None if self.noise is None else self.noise[rows]
+        return dataclasses.replace(self, x=tuple(column[rows] for column in self.x), t=self.t[rows], noise=noise)
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray | float:
+        """Weight of each run [n] in the objective, of mean 1."""
+        if self.noise is None:
+            return 1.0
+        psi2_n, slope_n = huber_moments(self.noise, self.deltas[-1])
+        return slope_n / psi2_n / np.mean(slope_n / psi2_n)
+
+    @functools.cached_property
+    def relative(self) -> np.ndarray | float:
+        """Noise of each run [n] over what would give the same weight of least squares to all."""
+        return 1.0 if self.noise is None else self.noise * math.sqrt(np.mean(self.noise**-2.0))
+
+
+def huber_moments(noise: np.ndarray | float, delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """E psi^2 and E psi' of the Huber loss under Gaussian noise of a standard deviation (Huber 1964).
+
+    An estimate from runs of unequal noise varies least with weights E psi' / E psi^2: 1 / noise^2 for least squares,
+    1 / noise for absolute values.
+    """
+    k = delta / np.asarray(noise, np.float64)
+    inside, beyond = (np.vectorize(f, otypes=[float])(k / math.sqrt(2)) for f in (math.erf, math.erfc))
+    bell = math.sqrt(2 / math.pi) * np.exp(-(k**2) / 2)
+    return noise**2 * (inside - k * bell + k**2 * beyond), inside
 
 
 class _Task(NamedTuple):
@@ -318,7 +346,7 @@ def solve(
       parameters [R, P]; objectives [R].
     """
     count, size = p.shape
-    task, runs = _task(problem, hold, tolerance), _packed(problem, w, shift)
+    task, runs = _task(problem, hold, tolerance), _packed(problem, w * problem.weights, shift)
     p = np.clip(p, task.low_P, task.high_P)
     nothing = [np.full((count, 1), np.inf), np.zeros((count, size + 2 * size**2))]
     states_RxF = np.concatenate([p, p, *nothing, np.full((count, 1), FIRST_DAMPING), np.zeros((count, 1))], axis=1)
@@ -332,7 +360,9 @@ def solve(
 
 def objective(problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
     """The objective [R, G] at parameters [R, G, P], for weights and shifts as in `solve`."""
-    return _in_chunks(_values, problem, _task(problem), _packed(problem, w, shift), p, np.arange(len(p)))
+    return _in_chunks(
+        _values, problem, _task(problem), _packed(problem, w * problem.weights, shift), p, np.arange(len(p))
+    )
 
 
 def _in_chunks(function, problem: Problem, task: _Task, runs: np.ndarray, rows: np.ndarray, todo: np.ndarray):
@@ -408,6 +438,7 @@ def profile(
       parameters [R, G, P]; objectives [R, G].
     """
     k, count, rows = len(problem.form.free), len(theta), len(w)
+    w = w * problem.weights
     n = len(problem.t)
     # Runs of weight 0 fill the table up, so that tables of like sizes share a program.
     x, t = (jax.tree.map(lambda a: np.pad(a, (0, _room(n) - n), "edge"), a) for a in (problem.x, problem.t))

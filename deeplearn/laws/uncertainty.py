@@ -201,7 +201,9 @@ def split_draws(rng: np.random.Generator, masks: np.ndarray) -> Iterator[tuple[n
         yield np.where(whole[rows, None], mask, drawn).astype(np.float64), None
 
 
-def misses(error: np.ndarray, sides: tuple[np.ndarray, np.ndarray], told: Linear) -> np.ndarray:
+def misses(
+    error: np.ndarray, sides: tuple[np.ndarray, np.ndarray], told: Linear, relative: np.ndarray | float = 1.0
+) -> np.ndarray:
     """What a hold-out shows: error, noise s and scatter h of the law, for each run that was held out [3, held].
 
     An error over its estimated deviation is Student's, whose variance is dof / (dof - 2).
@@ -210,9 +212,10 @@ def misses(error: np.ndarray, sides: tuple[np.ndarray, np.ndarray], told: Linear
       error: measured - predicted log loss [held].
       sides: standard deviations of the prediction (`law`).
       told: by the runs that were fitted.
+      relative: noise of each run, over that of `told`.
     """
     dof = told.runs[1]
-    s, h = np.full(len(error), np.sqrt(told.variance)), np.where(error < 0, *sides)
+    s, h = np.full(len(error), np.sqrt(told.variance)) * relative, np.where(error < 0, *sides)
     return np.stack([error, *(np.sqrt(dof / max(dof - 2, 1)) * part for part in (s, h))])
 
 

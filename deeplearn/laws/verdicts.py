@@ -44,7 +44,7 @@ def verdicts(
         *_misfit(widening),
         *_signs(form, table, error_n),
         *_seeds(problem, table, best, error_n),
-        *_rows(form, table, error_n),
+        *_rows(form, table, error_n, problem.relative),
     )
 
 
@@ -141,7 +141,8 @@ def _seeds(problem: Problem, table: Table, best: np.ndarray, error_n: np.ndarray
     _, same = np.unique(scales, axis=0, return_inverse=True)
     if same.max() + 1 == len(same):
         return  # every run its own scale; the Jacobian of many runs is dear
-    test = residuals.lack_of_fit(error_n, jacobian(problem.form, best, problem.x, problem.at), same.ravel())
+    j_NxP = jacobian(problem.form, best, problem.x, problem.at) / np.reshape(problem.relative, (-1, 1))
+    test = residuals.lack_of_fit(error_n / problem.relative, j_NxP, same.ravel())
     if test is not None and test[0] < SEEDS_LEVEL:
         yield (
             f"lack of fit: the law misses the means of runs of equal scale by {test[2] / test[1]:.1f} times what their "
@@ -149,8 +150,8 @@ def _seeds(problem: Problem, table: Table, best: np.ndarray, error_n: np.ndarray
         )
 
 
-def _rows(form: Form, table: Table, error_n: np.ndarray):
-    far, scatter = residuals.outliers(error_n, len(form.names), OUTLIER_LEVEL)
+def _rows(form: Form, table: Table, error_n: np.ndarray, relative_n: np.ndarray | float):
+    far, scatter = residuals.outliers(error_n / relative_n, len(form.names), OUTLIER_LEVEL)
     bits = far[abs(abs(error_n[far]) - BITS) < 0.02 + 3 * scatter]
     for rows, side in ((bits[error_n[bits] > 0], "above"), (bits[error_n[bits] < 0], "below")):
         if len(rows):

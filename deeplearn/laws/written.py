@@ -14,6 +14,7 @@ from deeplearn.laws.allocation import optimal_params
 from deeplearn.laws.catalogue import FORMS
 from deeplearn.laws.certificate import jacobian
 from deeplearn.laws.forms import Form
+from deeplearn.laws.noise import NoiseFloor
 from deeplearn.laws.plain import plain
 from deeplearn.laws.solve import Problem
 from deeplearn.laws.table import Table
@@ -41,6 +42,8 @@ class Written:
       draws: bootstrap replicates of them, each [R]; {} in a file that has none, which then gives no band.
       local: of the fit; None in a file that has none, which then gives no band.
       noise, widening: as in `Fit`.
+      noise_by_size: (factor, power, least, most): `noise` times factor N^power is that of a run of N parameters, N
+        between least and most; None where it is the same for all.
       ranges: column -> (least, most) of the fitted runs; {} in a file that does not tell.
     """
 
@@ -53,6 +56,7 @@ class Written:
     noise: float
     widening: float
     ranges: Mapping[str, tuple[float, float]]
+    noise_by_size: tuple[float, float, float, float] | None = None
 
     def predict(self, *columns: float) -> Prediction:
         """Loss of one new run at values of the law's columns, with its 95 % band; nan where the file has none."""
@@ -63,7 +67,11 @@ class Written:
         center, draws = np.log([value]), np.log(self.form.loss(self.draws, *columns))[:, None]
         x = tuple(np.log([column]) - mean for column, mean in zip(columns, at, strict=False))
         sides = uncertainty.law(center, draws, linear, jacobian(self.form, best, x, at))
-        ends = uncertainty.band(center, sides, linear.runs[1], self.noise, self.widening)
+        noise = self.noise
+        if self.noise_by_size:
+            factor, power, least, most = self.noise_by_size
+            noise *= factor * min(max(columns[self.form.columns.index("params")], least), most) ** power
+        ends = uncertainty.band(center, sides, linear.runs[1], noise, self.widening)
         return Prediction(value, *(float(np.exp(end[0])) for end in ends))
 
     def optimal(self, flops: float) -> tuple[float, float]:
@@ -85,6 +93,7 @@ def keep(
     replicates: Mapping[str, np.ndarray],
     noise: float,
     linear: Linear,
+    floor: NoiseFloor | None,
 ) -> dict[str, Any]:
     """What `read` needs of a fit beyond its parameters, in plain JSON types. The arguments are as in `Fit`."""
     law = problem.form
@@ -97,10 +106,18 @@ def keep(
     return {
         "pinned": dict(law.pinned),
         "noise": noise,
+        **({"noise_by_size": _by_size(problem, floor)} if floor else {}),
         "ranges": {name: [float(column.min()), float(column.max())] for name, column in columns.items()},
         "local": {"best": best.tolist(), "at": list(problem.at), "linear": plain(linear._asdict())},
         "draws": {name: [float(f"{x:.8g}") for x in draw] for name, draw in zip(law.names, chosen_RxP.T, strict=True)},
     }
+
+
+def _by_size(problem: Problem, floor: NoiseFloor) -> list[float]:
+    """`Written.noise_by_size`."""
+    sizes = [level.params for level in floor.sizes]
+    mean = float(np.mean(problem.noise**-2.0)) ** -0.5
+    return [float(floor.of(sizes[0])) / sizes[0] ** floor.power / mean, floor.power, sizes[0], sizes[-1]]
 
 
 def read(data: Mapping[str, Any]) -> Written:
@@ -119,6 +136,7 @@ def read(data: Mapping[str, Any]) -> Written:
             noise=float(data.get("noise", np.nan)),
             widening=float(data.get("widening", 1.0)),
             ranges={name: (float(lo), float(hi)) for name, (lo, hi) in data.get("ranges", {}).items()},
+            noise_by_size=tuple(map(float, data["noise_by_size"])) if "noise_by_size" in data else None,
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"no law: {error if isinstance(error, TypeError) else f'{error} is missing'}") from None

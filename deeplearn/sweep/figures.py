@@ -30,6 +30,7 @@ def draw_all(rows: list[Row], curves: Curves, fit: laws.Fit, law: Law) -> dict[s
         "fitted_surface": fitted_surface(rows, fit, law),
         "optimal_allocation": optimal_allocation(rows, fit, law),
         "learning_curves": learning_curves(rows, curves, law),
+        **({"interval_by_round": interval_by_round(law)} if law.get("rounds") else {}),
     }
 
 
@@ -210,6 +211,30 @@ def optimal_allocation(rows: list[Row], fit: laws.Fit, law: Law) -> Figure:
     growth = np.log(n.value[-1] / n.value[0]) / np.log(best.flops[-1] / best.flops[0])
     powers = f"N grows as $C^{{{growth:.2f}}}$, optimal D as $C^{{{1 - growth:.2f}}}$"
     style.title(figure, f"Optimal {powers} (shaded: 95 % interval)")
+    return figure
+
+
+@styled
+def interval_by_round(law: Law) -> Figure:
+    """Width of the interval of an active sweep's last target against the FLOPs that had been spent."""
+    figure = Figure((style.WIDTH, 3.3))
+    ax = figure.subplots()
+    target = law["rounds"][-1]["target_flops"]
+    rounds = [r for r in law["rounds"] if r["target_flops"] == target and r["width"] is not None]
+    flops, width = (np.array([r[name] for r in rounds], np.float64) for name in ("flops", "width"))
+    ax.plot(flops, 100 * width, color=style.INTERVAL, marker="o", markersize=5, linewidth=1.3, label="after each round")
+    hoped = [(r["flops"] + r["cost"], 100 * r["expected_width"]) for r in rounds if r["chosen"]]
+    ax.plot(*np.array(hoped).reshape(-1, 2).T, "o", color=style.INTERVAL, fillstyle="none", label="expected before it")
+    asked = 100 * law["rounds"][-1]["target_width"]
+    ax.axhline(asked, color=style.HELD_OUT, linewidth=1.0, linestyle="--", label="asked for")
+    drawn, spent = [asked, *(100 * width), *(y for _, y in hoped)], [*flops, *(x for x, _ in hoped)]
+    if rounds:
+        style.log_axis(ax.xaxis, min(spent) / 1.2, max(spent) * 1.2, powers=True)
+    style.log_axis(ax.yaxis, min(drawn) / 1.2, max(drawn) * 1.2)
+    ax.set(xlabel="Training compute of the fitted runs, counted (FLOPs)", ylabel="Width of the interval (%)")
+    style.legend(ax, "upper right")
+    ends = f"{100 * width[0]:.2g} to {100 * width[-1]:.2g} %" if rounds else "unknown"
+    style.title(figure, f"95 % interval of the loss at {target:.3g} FLOPs: from {ends} wide, {asked:.2g} % asked")
     return figure
 
 

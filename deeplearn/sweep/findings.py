@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from deeplearn import laws
+from deeplearn.sweep.progress import short
 from deeplearn.sweep.table import Row
 
 Law = dict[str, Any]  # what law.json holds
@@ -81,7 +82,40 @@ def verdict(p: dict[str, Any]) -> str:
     """Where the measured loss of a held-out entry of the law lies."""
     if p["measured"] is None:
         return "not measured"
-    return "inside the band" if p["lo"] <= p["measured"] <= p["hi"] else "outside the band"
+    told = "inside the band" if p["lo"] <= p["measured"] <= p["hi"] else "outside the band"
+    late = p["started_at"] is not None and p["started_at"] < p["predicted_at"]
+    return f"{told}, told afterwards" if late else told
+
+
+def not_fitted(rows: list[Row], law: Law) -> list[str]:
+    """Every run that has no loss to offer, by name and with the reason; one sentence each."""
+    by_id = {row["id"]: row for row in rows}
+    sentences = []
+    for told in law.get("not_fitted", []):
+        row = by_id[told["id"]]
+        name = f"{told['id']} (size {row['size']}, {short(row['tokens'])} tokens)"
+        sentences.append(f"{told['status'].replace('_', ' ')}: {name}: {told['why']}")
+    return sentences
+
+
+def noise(law: Law) -> list[str]:
+    """What repeated seeds say of the noise of one run; nothing where no run was repeated."""
+    floor = law.get("noise_floor")
+    if not floor:
+        return []
+    many = f"{floor['groups']} sets of runs that differ in their seed alone, {floor['dof']} degrees of freedom"
+    said = f"Noise floor: {_scatter(floor)} of the loss, from {many}."
+    if len(floor["sizes"]) < 2:
+        return [said]
+    sizes = ", ".join(f"{_scatter(level)} at N = {short(level['params'])}" for level in floor["sizes"])
+    power = f"it goes as N^{floor['power']:.2f}, by which the runs are weighted".replace("-", MINUS)
+    equal = "the runs do not show that it differs, and weigh the same"
+    return [said, f"Noise by size: {sizes}; {power if floor['power'] else equal}."]
+
+
+def _scatter(told: dict[str, Any]) -> str:
+    value, lo, hi = (f"{100 * told[name]:.2g}" for name in ("value", "lo", "hi"))
+    return f"{value} % (95 % interval {lo} to {hi} %)"
 
 
 def ratio(rows: list[Row], p: dict[str, Any]) -> float:

@@ -22,12 +22,14 @@ def grid(**axes: Iterable[Any]) -> list[Overrides]:
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """fit: overrides of the runs that the law is fitted to. held_out: of those that it must predict before they are
-    trained. count: the column that is N in the law, "params" or "params_no_embed"."""
+    trained. count: the column that is N in the law, "params" or "params_no_embed". candidates: runs that an active
+    sweep may choose after those of fit; one of them twice, with two seeds, may be made twice."""
 
     name: str
     fit: list[Overrides]
     held_out: list[Overrides]
     count: str = "params"
+    candidates: list[Overrides] = dataclasses.field(default_factory=list)
 
 
 class Unit(NamedTuple):

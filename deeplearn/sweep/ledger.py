@@ -29,6 +29,8 @@ from etils import epath
 
 from deeplearn.config import ConfigError, nearest
 
+OVER = ("done", "diverged", "hopeless")  # what a unit with a result is
+
 
 class Fenced(RuntimeError):
     """Another process owns the unit, or has finished it: this one must stop and write nothing."""
@@ -124,7 +126,7 @@ def claim(root: epath.PathLike, unit: str, job: str = "", **facts: str) -> Claim
 
 
 def finish(claim: Claim, result: Mapping[str, Any]) -> None:
-    """Writes result.json, once. A run that diverged ends so too, with {"status": "diverged", ...}.
+    """Writes result.json, once. A run that ended without a loss ends so too, with {"status": "diverged", ...}.
 
     Raises Fenced if a later attempt or a result exists, ValueError for a number that is not finite.
     """
@@ -144,11 +146,14 @@ def fail(claim: Claim, error_class: str, message: str) -> None:
 
 
 def status(root: epath.PathLike, unit: str) -> str:
-    """new, started, done, failed or diverged. A failure counts until the unit is claimed again."""
+    """new, started, failed, or what its result says: done, diverged or hopeless (`OVER`).
+
+    A failure counts until the unit is claimed again.
+    """
     folder = directory(root, unit)
     result = read_json(folder / "result.json")
     if result is not None:
-        return "diverged" if result.get("status") == "diverged" else "done"
+        return result["status"] if result.get("status") in OVER else "done"
     attempt = last_attempt(root, unit)
     error = read_json(folder / "error.json")
     if error is not None and error.get("attempt") == attempt:
@@ -157,7 +162,7 @@ def status(root: epath.PathLike, unit: str) -> str:
 
 
 def results(root: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """The results of all units that have ended, diverged ones too, by id."""
+    """The results of all units that have ended, with a loss or without, by id."""
     found = {unit: read_json(directory(root, unit) / "result.json") for unit in units(root)}
     return {unit: result for unit, result in found.items() if result is not None}
 

@@ -1,6 +1,7 @@
 """Train units on this machine."""
 
 import contextlib
+import math
 import queue
 import signal
 import threading
@@ -28,9 +29,14 @@ def execute(
     units: list[Unit],
     tell: Callable[[Unit | None, Event], None],
     staff: Staff,
-    cheapest_first: bool = False,
+    seconds: float = math.inf,
+    may_start: Callable[[Unit], bool] = lambda unit: True,
+    margin: float = math.inf,
 ) -> None:
     """Train the units and tell every event. Returns when each has ended, one way or another.
+
+    seconds: after which what is in hand is saved, and nothing more begins; with such a limit the cheapest come first.
+    may_start: asked before a unit is given out; one for which it says no is left. margin: of `hopeless.watch`.
 
     Units that differ only in traced numbers train together (`cohorts.py`). A branch is held back until its trunk has
     given it its start, or has ended in whatever way (`trunks.py`). A worker that dies is replaced, and its
@@ -38,15 +44,16 @@ def execute(
     it leaves. Raises SweepError when a worker dies before it can take a unit.
     """
     staff.start()
-    waiting, tries = list(units), dict.fromkeys((u.id for u in units), 0)
+    late, waiting, tries = False, list(units), dict.fromkeys((u.id for u in units), 0)
     measured = cohorts.rates(units, ledger.results(root))
     together = {u.id: ids for u in units if (ids := ledger.begun_with(root, u.id))}
     by_id, held = {u.id: u for u in units}, _held(root, units)
     started = {u.id for u in units if u.id not in together and checkpoint.exists(_checkpoints(root, u.id))}
 
     def choose() -> list[Unit]:
-        free = [u for u in waiting if u.id not in held]
-        return cohorts.choose(free, measured, together, started, len(staff.workers), cheapest_first) if free else []
+        free = [u for u in waiting if u.id not in held and may_start(u)]
+        hurried = math.isfinite(seconds)
+        return cohorts.choose(free, measured, together, started, len(staff.places), hurried) if free else []
 
     def feed(worker: Worker) -> None:
         nonlocal waiting
@@ -58,7 +65,7 @@ def execute(
         ahead = choose() if worker.core is None else []
         branches = [[u for u in waiting if held.get(u.id) == trunk.id] for trunk in chosen]
         task = {"runs": _described(chosen), "branches": [_described(b) for b in branches], "ahead": _described(ahead)}
-        worker.give({u.id: u for u in chosen}, {"root": str(root), **task})
+        worker.give({u.id: u for u in chosen}, {"root": str(root), "margin": margin, **task})
 
     def back(unit: Unit) -> None:
         waiting.append(unit)
@@ -68,19 +75,23 @@ def execute(
         for worker in staff.workers:
             feed(worker)
 
-    with _interrupts(staff.events):
+    with _interrupts(staff.events), _alarm(staff.events, seconds):
         feed_all()
-        while waiting or any(worker.units for worker in staff.workers):
+        while any(worker.units for worker in staff.workers) or choose():
             worker, event = staff.events.get()
-            if worker is None:
-                raise KeyboardInterrupt
             kind = event["event"]
+            if kind == "interrupt":
+                raise KeyboardInterrupt
+            if kind == "late":
+                late, may_start = True, lambda unit: False
+                for busy in staff.workers:
+                    busy.dismiss()
+                continue
             if kind == "exit":
                 log = worker.keep_log(root)
                 if not worker.ready:
                     staff.remove(worker)
                     raise SweepError(f"a worker ended with code {event['code']} while it started; see {log}")
-                staff.replace(worker)
                 for unit in worker.units.values() or [None]:
                     tell(unit, event)
                 for unit in worker.units.values():
@@ -89,6 +100,9 @@ def execute(
                     else:
                         tell(unit, {"event": "failed", "message": f"its worker died {ATTEMPTS} times"})
                         _let_go(held, unit)
+                staff.remove(worker)
+                if waiting and not late:
+                    staff.add(worker.core)
                 continue
             worker.ready = True
             unit = by_id.get(event.get("id", ""))
@@ -110,6 +124,20 @@ def execute(
             feed_all()
     for worker in staff.workers:
         worker.keep_log(root)
+
+
+@contextlib.contextmanager
+def _alarm(events: "queue.SimpleQueue[tuple[Worker | None, Event]]", seconds: float) -> Iterator[None]:
+    """The end of the time as an event of no worker."""
+    if math.isinf(seconds):
+        yield
+        return
+    timer = threading.Timer(seconds, events.put, [(None, {"event": "late"})])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _described(units: list[Unit]) -> list[dict[str, Any]]:
@@ -141,7 +169,7 @@ def _interrupts(events: "queue.SimpleQueue[tuple[Worker | None, Event]]") -> Ite
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: events.put((None, {})))
+    before = signal.signal(signal.SIGINT, lambda *_: events.put((None, {"event": "interrupt"})))
     try:
         yield
     finally:

@@ -21,6 +21,10 @@ CAPTIONS = {
     "optimal_allocation": (
         "How the law would spend a budget on parameters and on tokens; right of the grey area it extrapolates."
     ),
+    "interval_by_round": (
+        "How an active sweep came to know its target: each point is a fit to all runs so far, and the runs between two "
+        "points were chosen after the first of them. Open points are what was expected of the runs just chosen."
+    ),
     "learning_curves": (
         "Training loss, smoothed, up to the held-out loss at the end of each run. Every budget has its own decay of "
         "the learning rate, so a shorter run is not the beginning of a longer one."
@@ -97,6 +101,7 @@ $optimal
 <h2>Runs</h2>
 <p class="soft">FLOPs are counted from the traced computation of training. The residual is how far the measured loss
 lies above the law. $spending.</p>
+$not_fitted
 $runs
 
 <h2>Make it again</h2>

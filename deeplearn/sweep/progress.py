@@ -11,6 +11,7 @@ from rich.table import Table
 
 from deeplearn.sweep import trunks
 from deeplearn.sweep.grid import Unit
+from deeplearn.sweep.ledger import OVER
 from deeplearn.train.branches import step_of
 
 
@@ -34,7 +35,16 @@ class Display:
     FLOP of the nearest size that has. Of a branch it counts the part alone that its trunk does not train.
     """
 
-    def __init__(self, units: list[Unit], done: set[str], workers: int, console: Console | None = None):
+    def __init__(
+        self,
+        units: list[Unit],
+        done: set[str],
+        workers: int,
+        console: Console | None = None,
+        rates: dict[int, float] | None = None,
+        aim: str = "",
+    ):
+        """rates: FLOPs/s of one worker by size, where known; kept up to date. aim: what the sweep is after, to show."""
         self.console = console or Console()
         self._units = units
         self._done = set(done)
@@ -42,7 +52,8 @@ class Display:
         self._share: dict[str, float] = {u.id: 1.0 for u in units if u.id in done}
         branches = trunks.trunk_of(trunks.group(units))
         self._begins = {u.id: step_of(u.run) / u.run.steps for u in units if u.id in branches}
-        self._rate: dict[int, float] = {}  # size -> tokens/s of one worker
+        self._rates = {} if rates is None else rates
+        self._aim = f", {aim}" if aim else ""
         self._now: dict[str, dict[str, Any]] = {}
         self._start = time.monotonic()
         self._bar = Progress(
@@ -66,16 +77,17 @@ class Display:
 
     def eta(self) -> float | None:
         """Seconds until the last unit ends, or None before any rate is known."""
-        if not self._rate:
+        if not self._rates:
             return None
-        seconds = 0.0
-        for unit in self._units:
-            near = min(self._rate, key=lambda size: abs(size - unit.run.size))
-            per_token = unit.flops / unit.run.tokens
-            known = next(u.flops / u.run.tokens for u in self._units if u.run.size == near)
-            left = 1 - self._share.get(unit.id, self._begins.get(unit.id, 0))
-            seconds += left * unit.run.tokens / self._rate[near] * per_token / known
-        return seconds / self._workers
+        return sum(self.seconds(unit) or 0.0 for unit in self._units) / self._workers
+
+    def seconds(self, unit: Unit) -> float | None:
+        """What one worker still needs for a unit, or None before any rate is known."""
+        if not self._rates:
+            return None
+        near = min(self._rates, key=lambda size: abs(size - unit.run.size))
+        left = 1 - self._share.get(unit.id, self._begins.get(unit.id, 0))
+        return left * unit.flops / self._rates[near]
 
     def tell(self, unit: Unit | None, event: dict[str, Any]) -> None:
         """Take in one event of `local.execute`."""
@@ -86,13 +98,13 @@ class Display:
         if unit and kind == "branch":
             self._share[unit.id] = event["step"] / event["steps"]
         if unit and event.get("tokens_per_s"):
-            self._rate[unit.run.size] = event["tokens_per_s"]
-        if unit and kind in ("done", "diverged", "failed"):
+            self._rates[unit.run.size] = event["tokens_per_s"] * unit.flops / unit.run.tokens
+        if unit and kind in (*OVER, "failed"):
             self._share[unit.id] = 1.0  # nothing more is spent on it
             self._done.add(unit.id)
         if unit and kind == "done":
             self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])} tokens/s")
-        elif unit and kind in ("failed", "diverged", "fenced", "stopped", "message"):
+        elif unit and kind in ("failed", "diverged", "hopeless", "fenced", "stopped", "message"):
             self._line(unit, f"{kind}: {event['message']}")
         elif unit and kind == "branch" and event["step"]:
             self._line(unit, f"starts at step {event['step']} of {event['steps']}: a longer run has trained the rest")
@@ -106,7 +118,7 @@ class Display:
     def _note(self) -> str:
         eta = self.eta()
         left = "" if eta is None else f", about {clock(eta)} left"
-        return f"{len(self._done)} of {len(self._units)} runs, {self.spent():.0%} of the FLOPs{left}"
+        return f"{len(self._done)} of {len(self._units)} runs, {self.spent():.0%} of the FLOPs{left}{self._aim}"
 
     def _line(self, unit: Unit, text: str) -> None:
         where = f"{unit.run.family} {unit.run.size}, {short(unit.run.tokens)} tokens"

@@ -92,10 +92,11 @@ def write(
         count=COUNTS[law["count"]],
         params=page.table(PARAMS, _params(fit)),
         caution="The fit comes with warnings; they stand under the law." if fit.warnings else "",
-        certificate=page.items(_certificate(fit), "certificate"),
+        certificate=page.items([*_certificate(fit), *findings.noise(law)], "certificate"),
         warnings=page.items(fit.warnings, "warnings"),
         optimal=page.table(OPTIMAL, _optimal(fit)),
         spending=findings.spending(rows),
+        not_fitted=page.items(findings.not_fitted(rows, law), "warnings"),
         runs=page.table(RUNS, (_run(row, fit, law) for row in rows)),
         command=escape(command),
         versions=page.table(("what", "version"), versions.items()),
@@ -103,15 +104,17 @@ def write(
     page.write(path, f"Scaling law of the {rows[0]['family']} family", text)
 
 
-def text_summary(fit: laws.Fit, law: Law, console: Console) -> None:
+def text_summary(rows: list[Row], fit: laws.Fit, law: Law, console: Console) -> None:
     """The law, how sure it is of itself, what it advises and how it did, on the terminal."""
     _print(console, findings.equation(fit), PARAMS, PARAMS, _params(fit))
     console.print(f"L in {fit.unit}, N: {COUNTS[law['count']]}, D: training tokens", highlight=False)
-    for line in _certificate(fit):
+    for line in [*_certificate(fit), *findings.noise(law)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in fit.warnings:
         console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     _print(console, "Optimal N and D for C = 6 N D", OPTIMAL, OPTIMAL_TEXT, _optimal(fit))
+    for line in findings.not_fitted(rows, law):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     _print(console, "Predicted before training, and measured", OUTCOME, OUTCOME, map(_outcome, law["held_out"]))
 
 

@@ -102,10 +102,9 @@ class Staff:
         if not self.workers:
             self.workers = [Worker(core, self.events) for core in self.places]
 
-    def replace(self, worker: Worker) -> None:
-        """A new worker in the place of one that has ended."""
-        self.remove(worker)
-        self.workers.append(Worker(worker.core, self.events))
+    def add(self, place: int | None) -> None:
+        """A new worker, where one has ended."""
+        self.workers.append(Worker(place, self.events))
 
     def remove(self, worker: Worker) -> None:
         self.workers.remove(worker)

@@ -1,8 +1,11 @@
 """A sweep as a study: train what is fitted, fit the law, print its prediction, and only then train what it is of."""
 
+import dataclasses
+import math
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from deeplearn import laws
+from deeplearn import config, laws
 from deeplearn.config import ConfigError
-from deeplearn.sweep import ledger, local, table
+from deeplearn.sweep import active, budget, hopeless, ledger, local, table, training
 from deeplearn.sweep.grid import Sweep, Unit
-from deeplearn.sweep.progress import Display
 from deeplearn.sweep.staff import Staff
 from deeplearn.train import loop
 
 MIN_RUNS = 6  # the law has 5 parameters
+NO_LIMITS = budget.Limits()
 MIN_RATIO = 4.0  # held-out runs take at least this many times the FLOPs of the largest fitted one
+
+
+class OutOfTime(local.SweepError):
+    """The limits of this command ended it before there was a law."""
+
+    exit_code = 42
 
 
 class Study(NamedTuple):
@@ -57,49 +66,118 @@ def check(units: list[Unit]) -> None:
             )
 
 
-def run(sweep: Sweep, units: list[Unit], root: Path, console: Console, staff: Staff) -> Study:
+def run(
+    sweep: Sweep,
+    units: list[Unit],
+    root: Path,
+    console: Console,
+    staff: Staff,
+    limits: budget.Limits = NO_LIMITS,
+    candidates: Sequence[Unit] = (),
+    aim: active.Aim | None = None,
+) -> Study:
     """Go through the whole study in `root`, from wherever its files say that it is.
+
+    Args:
+      sweep: what is studied.
+      units: its runs, fitted and held out.
+      root: the folder.
+      console: where to tell what happens.
+      staff: the workers.
+      limits: of what may be spent.
+      candidates: for an active sweep; those that earlier commands chose are fitted too.
+      aim: of an active sweep.
 
     Raises ConfigError, and SweepError when workers do not start or too few runs were done for a law.
     """
-    check(units)
+    check([*units, *(candidates if aim else ())])
+    if not math.isinf(limits.hopeless):
+        hopeless.check(u.run for u in (*units, *candidates))
+    if aim:
+        active.check(aim, candidates)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the folder '{root}': {error.strerror}") from None
     with ledger.hold(root):
-        ledger.create(root, sweep.name, {u.id: u.identity_json() for u in units}, **versions())
-        for unit in units:
-            if ledger.status(root, unit.id) != "done":
-                loop.check_data(unit.run)
-        _train("fit", units, root, console, staff)
-        rows = table.rows(root, units)
-        fit = _fit(sweep, rows)
-        predictions = _predict(sweep, rows, fit, root, console)
-        _train("held_out", units, root, console, staff)
-        rows = table.rows(root, units)
+        job = training.Job(root, console, staff, limits)
+        units = [*units, *active.chosen(active.read(root), candidates)]
+        _enter(sweep, units, job)
+        if not math.isinf(limits.flops):
+            budget.check(units, budget.spent(root, units), job.over(units), limits.flops, MIN_RUNS)
+        training.learn_rates(job, units)
+        units, fit = _fitted(sweep, units, list(candidates), aim, job)
+        predictions = _predict(sweep, _rows(job, units), fit, root, console)
+        training.train(job, units, "held_out")
+        rows = _rows(job, units)
+        without = training.not_fitted(job, units)
         law = {**fit.to_json(), "count": sweep.count, "held_out": _compare(root, rows, predictions)}
+        law |= {"not_fitted": without, "rounds": active.read(root)}
+        law |= {"noise_floor": laws.plain(_floor(fit.table, _used(rows), units))}
         table.write(root / "runs.csv", rows)
         ledger.write_json(root / "law.json", law)
     return Study(rows, fit, law)
 
 
-def _train(split: str, units: list[Unit], root: Path, console: Console, staff: Staff) -> None:
-    """Train what has no result yet; a run that failed is tried anew by each command."""
-    status = {u.id: ledger.status(root, u.id) for u in units}
-    waiting = [u for u in units if u.split == split and status[u.id] not in ("done", "diverged")]
-    if waiting:
-        ended = {u.id for u in units if status[u.id] not in ("new", "started") and u not in waiting}
-        with Display(units, ended, len(staff.places), console) as display:
-            local.execute(root, waiting, display.tell, staff)
+def _enter(sweep: Sweep, units: list[Unit], job: training.Job) -> None:
+    """Enter the units into the ledger; raise ConfigError for data that one of them cannot be trained on."""
+    ledger.create(job.root, sweep.name, {u.id: u.identity_json() for u in units}, **versions())
+    for unit in units:
+        if ledger.status(job.root, unit.id) != "done":
+            loop.check_data(unit.run)
 
 
-def _fit(sweep: Sweep, rows: list[table.Row]) -> laws.Fit:
-    used = [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
+def _fitted(
+    sweep: Sweep, units: list[Unit], candidates: list[Unit], aim: active.Aim | None, job: training.Job
+) -> tuple[list[Unit], laws.Fit]:
+    """Train what is to be fitted and fit it; with an aim, round after round until it is reached."""
+    rounds = active.read(job.root)
+    while True:
+        training.train(job, units, "fit", active.note(rounds, aim))
+        rows = _rows(job, units)
+        fit = _fit(sweep, rows, units, job)
+        if aim is None:
+            return units, fit
+        left = [u for u in candidates if u not in units]
+        flops = sum(r["flops"] for r in _used(rows))
+        told = active.decide(fit, flops, aim, left, sweep.count, training.room(job, units))
+        rounds = [*(r for r in rounds if r["chosen"]), told]
+        active.write(job.root, rounds)
+        for line in active.sentences(rounds, candidates, fit.unit):
+            job.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        new = active.chosen(rounds[-1:], candidates)
+        if not new:
+            return units, fit
+        units = [*units, *new]
+        _enter(sweep, new, job)
+
+
+def _rows(job: training.Job, units: list[Unit]) -> list[table.Row]:
+    return table.rows(job.root, units, {told["id"]: told["status"] for told in training.not_fitted(job, units)})
+
+
+def _fit(sweep: Sweep, rows: list[table.Row], units: list[Unit], job: training.Job) -> laws.Fit:
+    used = _used(rows)
     if len(used) < MIN_RUNS:
-        raise local.SweepError(f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least")
-    columns = (np.array([r[name] for r in used], np.float64) for name in (sweep.count, "tokens", "loss"))
-    return laws.fit(laws.runs(*columns, unit=used[0]["unit"]))
+        few = f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least"
+        if any(r["status"] == "left_out" for r in rows):
+            raise OutOfTime(f"{few}; every run is saved: the same command goes on from here")
+        raise local.SweepError(few)
+    names = {"params": sweep.count, "tokens": "tokens", "loss": "loss", "seed": "seed"}
+    columns = {name: np.array([r[column] for r in used], np.float64) for name, column in names.items()}
+    columns["seed"] += 1  # positive, as all columns are; it tells runs of equal loss apart
+    runs = laws.Table(columns, unit=used[0]["unit"])
+    return laws.fit(runs, noise=_floor(runs, used, units))
+
+
+def _used(rows: list[table.Row]) -> list[table.Row]:
+    return [r for r in rows if r["split"] == "fit" and r["status"] == "done"]
+
+
+def _floor(runs: laws.Table, used: list[table.Row], units: list[Unit]) -> laws.NoiseFloor | None:
+    """The noise of runs, from those that differ in nothing but their seed."""
+    group = {u.id: config.identity(dataclasses.replace(u.run, seed=0)) for u in units}
+    return laws.noise_floor(runs, np.array([group[r["id"]] for r in used]))
 
 
 def _predict(sweep: Sweep, rows: list[table.Row], fit: laws.Fit, root: Path, console: Console) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The runs table: one row a run, from the ledger's files alone."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-def rows(root: Path, units: Iterable[Unit]) -> list[Row]:
-    """What is known of each unit now; "" where nothing is."""
-    results = ledger.results(root)
-    return [
-        _row(unit, results.get(unit.id, {}), ledger.status(root, unit.id), spent.steps(ledger.directory(root, unit.id)))
-        for unit in units
-    ]
+def rows(root: Path, units: Iterable[Unit], statuses: Mapping[str, str] | None = None) -> list[Row]:
+    """What is known of each unit now; "" where nothing is. statuses: id -> what else a unit is than its files say."""
+    results, told = ledger.results(root), statuses or {}
+
+    def row(unit: Unit) -> Row:
+        status = told.get(unit.id) or ledger.status(root, unit.id)
+        return _row(unit, results.get(unit.id, {}), status, spent.steps(ledger.directory(root, unit.id)))
+
+    return [row(unit) for unit in units]
 
 
 def _row(unit: Unit, result: dict[str, Any], status: str, steps_spent: int) -> Row:

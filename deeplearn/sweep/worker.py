@@ -10,6 +10,7 @@ CPU 1.5 to 1.9 times as well as one process with all threads does (small models)
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -52,7 +53,7 @@ def main() -> None:
         task = json.loads(line)
         if task["ahead"]:
             threading.Thread(target=_prepare, args=(task["ahead"],), daemon=True).start()
-        train_units(Path(task["root"]), task["runs"], task["branches"], answer, stopping)
+        train_units(Path(task["root"]), task["runs"], task["branches"], answer, stopping, task["margin"])
 
 
 def _prepare(runs: list[dict[str, Any]]) -> None:
@@ -78,13 +79,14 @@ def train_units(
     branches: list[list[dict[str, Any]]],
     answer: Callable[..., None],
     stopping: threading.Event,
+    margin: float = math.inf,
 ) -> None:
     """Train runs together as units of the ledger, record how each ended, and answer that.
 
-    branches: of each run, those that it is the trunk of.
+    branches: of each run, those that it is the trunk of. margin: of `hopeless.watch`.
     """
     from deeplearn import config
-    from deeplearn.sweep import ledger
+    from deeplearn.sweep import hopeless, ledger
     from deeplearn.train.run import from_json
 
     claims: Claims = {}
@@ -92,7 +94,8 @@ def train_units(
     for (unit, run), shorter in zip(parsed.items(), branches, strict=True):
         try:
             claim = ledger.claim(root, unit, cohort=" ".join(parsed))
-            claims[unit] = run, claim, [_branch(root, from_json(data), answer) for data in shorter]
+            sharing = [_branch(root, from_json(data), answer) for data in shorter]
+            claims[unit] = run, claim, sharing, hopeless.watch(root, run, margin)
         except ledger.Fenced as error:
             answer(event="fenced", id=unit, message=str(error))
     _train(claims, answer, stopping)
@@ -112,7 +115,8 @@ def _branch(root: Path, run: Any, answer: Callable[..., None]) -> Any:
     return Branch(run, Path(ledger.directory(root, unit)), lambda: ledger.status(root, unit) == "new", ready)
 
 
-Claims = dict[str, tuple[Any, Any, Any]]  # unit -> its run, its claim, its branches; those that ended are taken out
+# Unit -> its run, its claim, its branches, and who says when it is hopeless; those that have ended are taken out.
+Claims = dict[str, tuple[Any, Any, Any, Any]]
 
 
 def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Event) -> None:
@@ -128,7 +132,7 @@ def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Even
             for unit in [u for g in (group, *groups) for u in g]:
                 answer(event="stopped", id=unit, message=str(error))
             return
-        for unit in [u for u, (_, claim, _) in group.items() if not _is_mine(claim)]:
+        for unit in [u for u, (_, claim, *_) in group.items() if not _is_mine(claim)]:
             _end(group, unit, answer, event="fenced", message=f"unit {unit} belongs to a later attempt")
             error = None
         if not group:
@@ -185,12 +189,13 @@ def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
     from deeplearn.sweep import ledger
     from deeplearn.train import cohort, loop, spent
 
-    run, claim, branches = claims[unit]
+    run, claim, branches, watch = claims[unit]
     members = len(claims)
     last = 0.0
 
     def observe(progress: loop.Progress) -> None:
         nonlocal last
+        watch(progress.step)
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
             answer(event="progress", id=unit, **progress._asdict())

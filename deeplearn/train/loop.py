@@ -54,7 +54,7 @@ class Stopped(Exception):
 
 
 class Ended(Exception):
-    """A run that ends before its budget by its own fault: a result with this status, and no failure."""
+    """A run that is over before its last step, for a reason that is a result and no failure; status says which."""
 
     status = "ended"
 
@@ -63,6 +63,12 @@ class Diverged(Ended):
     """The loss is not a finite number any more."""
 
     status = "diverged"
+
+
+class Hopeless(Ended):
+    """The run is too far behind others to be worth its FLOPs; raised by whoever observes it."""
+
+    status = "hopeless"
 
 
 @contextlib.contextmanager
@@ -214,10 +220,10 @@ def train(
 
     In a job of several processes each calls this alike, and only process 0 writes the metrics.
 
-    observe: called about once a dispatch. may_write: called before anything is written; raises if another process has
-    taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises Stopped in all. tell:
-    gets one-line messages. branches: shorter runs that get their start from this one. Raises Diverged, Stopped,
-    ConfigError and what may_write raises.
+    observe: called about once a dispatch; may raise Ended. may_write: called before anything is written; raises if
+    another process has taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises
+    Stopped in all. tell: gets one-line messages. branches: shorter runs that get their start from this one. Raises
+    Ended, Stopped, ConfigError and what may_write raises.
     """
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)

@@ -162,9 +162,9 @@ def test_curves_are_read_from_the_logs_of_the_units(study, published):
 
 
 def test_the_summary_fits_a_terminal_and_says_what_counts(study):
-    _, fit, law = study
+    rows, fit, law = study
     out = io.StringIO()
-    report.text_summary(fit, law, Console(file=out, width=80))
+    report.text_summary(rows, fit, law, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     for p in law["held_out"]:
         words = f"{p['predicted']:.4f}", f"{p['lo']:.4f} to {p['hi']:.4f}", f"{p['measured']:.4f}", findings.verdict(p)

@@ -52,9 +52,9 @@ FIGURES = {
 class Command:
     """`python -m experiments.sweep` in a session of its own, with the devices that users have."""
 
-    def __init__(self, folder: Path, root: Path):
+    def __init__(self, folder: Path, root: Path, *flags: str):
         env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        words = [f"--config={folder / 'tiny.py'}", f"--root={root}", "--workers=2"]
+        words = [f"--config={folder / 'tiny.py'}", f"--root={root}", "--workers=2", *flags]
         command = [sys.executable, "-m", "experiments.sweep", *words]
         self.root, self.out = root, folder / f"{root.name}-{time.monotonic_ns()}.txt"
         with self.out.open("w") as out:
@@ -215,6 +215,52 @@ def test_a_second_command_trains_nothing_and_says_the_same(whole):
     assert [x for x in command.text.splitlines() if "predicted for" in x] == [
         x for x in printed.splitlines() if "predicted for" in x
     ]
+
+
+@pytest.mark.slow
+def test_budgets_leave_out_and_later_commands_go_on_to_the_same_numbers(whole, tmp_path):
+    root = tmp_path / "root"
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    with (whole[0] / "runs.csv").open() as file:
+        flops = {row["id"]: float(row["flops"]) for row in csv.DictReader(file)}
+    dearest, test = sorted(flops, key=flops.__getitem__)[-2:]
+    with Command(tmp_path, root, "--budget_seconds=12") as command:
+        # Whether the time suffices for a law depends on the machine; that nothing is lost does not.
+        assert command.end() in (0, 42), command.text
+    assert "Traceback" not in command.text and not list(root.glob("units/*/error.json"))
+    budget = sum(flops.values()) - flops[dearest] / 2
+    with Command(tmp_path, root, f"--budget_flops={budget}") as command:
+        assert command.end() == 0, command.text
+    done = set(ledger.results(root))
+    assert sum(flops[unit] for unit in done) <= budget
+    if dearest not in done:  # else the first command had the time
+        assert done == set(flops) - {dearest}
+        assert f"left out: {dearest}" in command.text and test in done
+    with Command(tmp_path, root) as command:
+        assert command.end() == 0, command.text
+    assert facts(root) == facts(whole[0])
+
+
+@pytest.mark.slow
+def test_a_run_with_an_absurd_learning_rate_is_ended_and_named(tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        CONFIG
+        + """
+def get_sweep():
+    fit = grid(size=(8, 12, 16), budget=(2048, 4096)) + [{"size": 8, "budget": 4096, "optim.learning_rate": 30.0}]
+    return Sweep("tiny", fit, [], count="params_no_embed")
+"""
+    )
+    root = tmp_path / "root"
+    with Command(tmp_path, root, "--stop_hopeless=0.3") as command:
+        assert command.end() == 0, command.text
+    results = ledger.results(root)
+    (bad,) = (unit for unit in results if ledger.config(root, unit)["optim"]["learning_rate"] == 30.0)
+    assert results[bad]["status"] == "hopeless" and results[bad]["message"] in command.text
+    assert len(list(metrics.read(root / "units" / bad))) < 64, "it took fewer than all of its updates"
+    law = json.loads((root / "law.json").read_text())
+    assert law["n_runs"] == 6 and [told["id"] for told in law["not_fitted"]] == [bad]
+    assert results[bad]["message"] in (root / "report.html").read_text().replace("&#x27;", "'")
 
 
 def children(pid: int) -> list[int]:
