@@ -6,6 +6,7 @@
     root/units/<id>/owner.json          the attempt that owns the unit now, for people and engines to read
     root/units/<id>/result.json         written once, atomically: the only "done"
     root/units/<id>/error.json          why an attempt failed for good, and its class
+    root/units/<id>/spent.json          where the work in the folder began, and what kills threw away (train/spent.py)
     root/.lock                          held by the sweep command at work
 
 Files appear whole: they are written under a temporary name first (one that starts with a dot, which no reader looks
