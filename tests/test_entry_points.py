@@ -75,6 +75,12 @@ BAD = [
     ((*SWEEP, "--workers=-1"), "flag --workers=-1"),
     ((*SWEEP, "--set=optim.learning_rat=1"), "'optim.learning_rat'; did you mean 'optim.learning_rate'?"),
     ((*SWEEP, "--set=seed=1.5"), "'seed' wants an int, got '1.5' (str)"),
+    (
+        (*SWEEP, "--budget_flops=1e9"),
+        "a budget of 1e+09 FLOPs holds no sweep: the 6 cheapest fitted runs and the cheap",
+    ),
+    ((*SWEEP, "--target_flops=1e12"), "an active sweep takes both --target_flops and --target_width"),
+    ((*SWEEP, "--target_flops=1e12", "--target_width=0.1"), "chooses among Sweep.candidates, of which this config's"),
     (("sweep", "--root=new", "--config=transformer"), "config 'transformer' has no get_sweep()"),
     (("sweep", "--root=new", "--config=quikstart"), "no config file 'quikstart'; did you mean 'quickstart'?"),
     (("sweep", "--root=new"), "which sweep? pass --config=NAME"),

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from deeplearn import laws
 from deeplearn.sweep import findings, style
+from deeplearn.sweep.active import percent as percent_of
 from deeplearn.sweep.findings import Law, done, numbers, optimal, percent
 from deeplearn.sweep.progress import short
 from deeplearn.sweep.style import styled
@@ -233,8 +234,8 @@ def interval_by_round(law: Law) -> Figure:
     style.log_axis(ax.yaxis, min(drawn) / 1.2, max(drawn) * 1.2)
     ax.set(xlabel="Training compute of the fitted runs, counted (FLOPs)", ylabel="Width of the interval (%)")
     style.legend(ax, "upper right")
-    ends = f"{100 * width[0]:.2g} to {100 * width[-1]:.2g} %" if rounds else "unknown"
-    style.title(figure, f"95 % interval of the loss at {target:.3g} FLOPs: from {ends} wide, {asked:.2g} % asked")
+    ends = f"from {percent_of(width[0])} to {percent_of(width[-1])} wide" if rounds else "not known yet"
+    style.title(figure, f"95 % interval of the loss at {target:.3g} FLOPs: {ends}, {asked:.3g} % asked")
     return figure
 
 

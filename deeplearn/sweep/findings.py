@@ -103,7 +103,8 @@ def noise(law: Law) -> list[str]:
     floor = law.get("noise_floor")
     if not floor:
         return []
-    many = f"{floor['groups']} sets of runs that differ in their seed alone, {floor['dof']} degrees of freedom"
+    sets, dof = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((floor["groups"], "set"), (floor["dof"], "degree")))
+    many = f"{sets} of runs that differ in their seed alone, {dof} of freedom"
     said = f"Noise floor: {_scatter(floor)} of the loss, from {many}."
     if len(floor["sizes"]) < 2:
         return [said]

@@ -95,16 +95,16 @@ def run(
         hopeless.check(u.run for u in (*units, *candidates))
     if aim:
         active.check(aim, candidates)
+    job = training.Job(root, console, staff, limits)
+    units = [*units, *active.chosen(active.read(root), candidates)]
+    if not math.isinf(limits.flops):
+        budget.check(units, budget.spent(root, units), job.over(units), limits.flops, MIN_RUNS)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the folder '{root}': {error.strerror}") from None
     with ledger.hold(root):
-        job = training.Job(root, console, staff, limits)
-        units = [*units, *active.chosen(active.read(root), candidates)]
         _enter(sweep, units, job)
-        if not math.isinf(limits.flops):
-            budget.check(units, budget.spent(root, units), job.over(units), limits.flops, MIN_RUNS)
         training.learn_rates(job, units)
         units, fit = _fitted(sweep, units, list(candidates), aim, job)
         predictions = _predict(sweep, _rows(job, units), fit, root, console)

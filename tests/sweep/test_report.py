@@ -181,6 +181,24 @@ def test_a_loss_outside_its_band_is_called_so(study, tmp_path):
     assert "outside the 95 % band" in words and "inside the" not in words
 
 
+def test_a_prediction_made_after_training_is_called_so(study):
+    first, _ = study[2]["held_out"]
+    late = {**first, "started_at": "2025-01-30T00:00:00.000+00:00"}
+    assert findings.verdict(late) == f"{findings.verdict(first)}, told afterwards"
+
+
+def test_the_noise_floor_is_told_in_words(study):
+    law = study[2]
+    assert findings.noise(law) == []
+    runs = laws.runs(np.repeat([1e4, 1e5], 3), np.arange(1.0, 7.0), np.exp([0, 0.02, 0.04, 1, 1.01, 1.02]))
+    told = findings.noise({**law, "noise_floor": laws.plain(laws.noise_floor(runs, np.repeat([0, 1], 3)))})
+    many = "from 2 sets of runs that differ in their seed alone, 4 degrees of freedom."
+    assert told[0] == f"Noise floor: 1.6 % (95 % interval 0.95 to 4.5 %) of the loss, {many}"
+    assert told[1].startswith("Noise by size: 2 % (") and told[1].endswith(
+        "do not show that it differs, and weigh the same."
+    )
+
+
 def test_runs_without_a_loss_are_shown_by_their_status(study, tmp_path):
     rows, fit, _ = study
     rows = [dict(r) for r in rows]
