@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import state as states
+from deeplearn.train import state as states, transfer
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.precision import cast
@@ -144,6 +144,7 @@ def check(run: Run, mesh: Mesh) -> None:
 
 def check_data(run: Run) -> None:
     """The part of `check` that needs no device. Fetches the data if it is not here yet."""
+    transfer.factors(run)
     given = {k: x.shape[1:] for k, x in next(iter(data.eval_batches(run.data, 1, run.eval_examples))).items()}
     for name, wanted in families.get(run.family).example(run.model).items():
         if given.get(name) != wanted.shape:
