@@ -28,6 +28,8 @@ class Optim:
 
     schedule: "wsd" (warm up, stay, decay linearly to zero over the last `decay` of the run: Hägele et al. 2024,
     arXiv 2405.18392), "cosine" (to zero; decay is not used) or "constant". clip: the gradient's global norm; 0 is none.
+    base_size: the family's size that learning_rate is for; other widths follow from it by `train/transfer.py`. 0: the
+    rate is the same for all parameters, and for this run's size.
     """
 
     name: str = "adamw"
@@ -41,6 +43,7 @@ class Optim:
     b2: float = 0.99
     eps: float = 1e-8
     clip: float = 1.0
+    base_size: int = 0
 
     def __post_init__(self):
         if self.name not in _DIRECTIONS:
@@ -56,6 +59,8 @@ class Optim:
                 f"optim.warmup {self.warmup} and optim.warmup_steps {self.warmup_steps} both say how long the warm-up "
                 f"is: leave out optim.warmup"
             )
+        if self.base_size < 0:
+            raise ConfigError(f"optim.base_size is {self.base_size}; it is a size of the family, or 0")
 
 
 class Hyper(NamedTuple):
@@ -116,8 +121,12 @@ def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
 
 
-def direction(optim: Optim, hyper: Hyper) -> optax.GradientTransformation:
-    """Gradient to direction of descent, everything but the learning rate. `hyper` may be traced."""
+def direction(optim: Optim, hyper: Hyper, rates: Any = None) -> optax.GradientTransformation:
+    """Gradient to direction of descent, everything but the learning rate. `hyper` may be traced.
+
+    rates: a factor on the rate of each parameter, as a tree of floats; None is 1. Weights decay without it.
+    """
     clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    factors = [] if rates is None else [optax.stateless(lambda u, _: jax.tree.map(lambda r, x: r * x, rates, u))]
     decay = optax.add_decayed_weights(hyper.weight_decay, mask=_is_matrix)
-    return optax.chain(clip, _DIRECTIONS[optim.name](optim, hyper), decay)
+    return optax.chain(clip, _DIRECTIONS[optim.name](optim, hyper), *factors, decay)

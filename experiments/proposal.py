@@ -16,6 +16,7 @@ from deeplearn.preflight.bill import Bill, bill
 from deeplearn.preflight.chips import Chip, Grid
 from deeplearn.preflight.search import Search
 from deeplearn.preflight.topology import Machine
+from deeplearn.train import rules
 from deeplearn.train.run import Run
 
 COUNTS = {"params": "total", "params_no_embed": "without_embeddings"}
@@ -126,6 +127,8 @@ def propose(
     loss = law.law.predict(sizes[size], tokens)
     ideal = optimum(line.mfu)
     notes = _notes(law, family.SIZES, sizes[size], tokens, ideal)
+    if law.law.unit == "nats/token":
+        notes = (*notes[:-1], _batch_note(run.tokens_per_step, sizes[size], tokens), notes[-1])
     costs = bill(tokens, run.tokens_per_step, line.step, machine.topology, grid)
     run = dataclasses.replace(run, budget=tokens)
     return Proposal(run, found, hours, sizes[size], ideal, loss, law.law.unit, costs, notes)
@@ -167,6 +170,15 @@ def _settled(best: Callable[[float], int], make_run: Callable[[int], Run], machi
 
 def _nearest(sizes: dict[int, int], params: float) -> int:
     return min(sizes, key=lambda size: abs(math.log(sizes[size] / params)))
+
+
+def _batch_note(batch: int, params: int, tokens: int) -> str:
+    """What published rules say of a batch that the user has chosen."""
+    step_law, deepseek = rules.step_law_batch(tokens), rules.deepseek_batch(6.0 * params * tokens)
+    return (
+        f"an update takes {batch:.3g} tokens, as configured; for such a run the Step Law (arXiv 2503.04715) says "
+        f"{step_law:.3g}, and DeepSeek's rule (arXiv 2401.02954) {deepseek:.3g}"
+    )
 
 
 def _notes(law: Law, ladder: Sequence[int], params: int, tokens: int, ideal: tuple[float, float]) -> tuple[str, ...]:

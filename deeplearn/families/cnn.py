@@ -50,6 +50,10 @@ def config(size: int) -> Config:
     return Config(width=size)
 
 
+def at_size(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, width=size)
+
+
 def batch_norm(train: bool, name: str) -> nn.BatchNorm:
     """Batch normalisation (Ioffe & Szegedy 2015) with float32 statistics over the whole, also the sharded, batch.
 

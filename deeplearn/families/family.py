@@ -6,6 +6,7 @@ A family is a module of pure functions and one dial. Nothing outside this folder
     SIZES                           a ladder of values for the dial, smallest first
     UNIT                            unit of `evaluate`, for example "nats/token"
     config(size) -> Config          the dial: one number gives the whole configuration
+    at_size(config, size) -> Config the same model at another width: what the dial does to the width, and nothing else
     example(config)                 one example without its batch axis: {name: jax.ShapeDtypeStruct}
     tokens_per_example(config)      what one example counts for in the data budget D (1 for an image)
     init(config, key, batch)        variables {"params": ..., other collections}, parameters boxed with logical axes

@@ -52,6 +52,10 @@ def config(size: int) -> Config:
     return Config(width=size)
 
 
+def at_size(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, width=size)
+
+
 def pixel_norm(x_BxHxWxC: Array) -> Array:
     """Each pixel's channels divided by their root mean square. Statistics are float32."""
     x = x_BxHxWxC.astype(jnp.float32)

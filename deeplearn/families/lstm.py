@@ -44,6 +44,10 @@ def config(size: int) -> Config:
     return Config(width=size)
 
 
+def at_size(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, width=size)
+
+
 class LanguageModel(nn.Module):
     """tokens_BxL -> logits_BxLxV and the layers' carries; logits at position t see tokens up to and including t."""
 

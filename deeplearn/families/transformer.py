@@ -4,6 +4,7 @@ Vaswani et al. 2017 (arXiv 1706.03762) with the changes of LLaMA (Touvron et al.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -90,6 +91,15 @@ def config(size: int) -> Config:
     heads = next((h for h in range(size // head_dim, 1, -1) if size % (2 * h) == 0), 1)
     depth = max(1, round(size**0.5 / 2))
     return Config(width=size, depth=depth, heads=heads, kv_heads=heads)
+
+
+def at_size(config: Config, size: int) -> Config:
+    """With heads as wide as they are, if such heads divide the size, and as many of them to a key head."""
+    wanted = max(1, size * config.heads // config.width)
+    heads = next((h for h in range(wanted, 1, -1) if size % (2 * h) == 0), 1)
+    kv_heads = math.gcd(heads, max(1, heads * config.kv_heads // config.heads))
+    mlp_width = config.mlp_width and max(1, round(config.mlp_width * size / config.width))
+    return dataclasses.replace(config, width=size, heads=heads, kv_heads=kv_heads, mlp_width=mlp_width)
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import branches as forks, spent, state as states
+from deeplearn.train import branches as forks, spent, state as states, transfer
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.once import once
@@ -156,6 +156,7 @@ def check(run: Run, mesh: Mesh, members: int = 1) -> None:
 
 def check_data(run: Run) -> None:
     """The part of `check` that needs no device. Fetches the data if it is not here yet."""
+    transfer.factors(run)
     given = {k: x.shape[1:] for k, x in next(iter(data.eval_batches(run.data, 1, run.eval_examples))).items()}
     for name, wanted in families.get(run.family).example(run.model).items():
         if given.get(name) != wanted.shape:

@@ -5,12 +5,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax import Array, numpy as jnp
 from jax.sharding import Mesh
 
 from deeplearn import families, optim, sharding
 from deeplearn.families.family import Objective
 from deeplearn.optim import Hyper
+from deeplearn.train import transfer
 from deeplearn.train.once import once
 from deeplearn.train.run import Run, program
 
@@ -31,6 +33,12 @@ def trained_by(objective: Objective, params: dict[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in objective.trains or params}
 
 
+def recipe(run: Run, objective: Objective, hyper: Hyper) -> optax.GradientTransformation:
+    """What makes an objective's gradient a direction of descent."""
+    rates = transfer.rates(run)
+    return optim.direction(run.optim, hyper, rates and trained_by(objective, rates))
+
+
 def root_key(hyper: Hyper) -> Array:
     """The key that all randomness of a run is folded from; derived, never stored."""
     return jax.random.key(hyper.seed)
@@ -46,8 +54,8 @@ def _create(run: Run, hyper: Hyper) -> State:
     key = jax.random.fold_in(root_key(hyper), 2**31 - 1)  # no step has this number
     variables = family.init(run.model, key, example_batch(family, run.model, 1))
     params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    recipe = optim.direction(run.optim, hyper)
-    opt = {o.name: recipe.init(trained_by(o, params)) for o in family.objectives(run.model)}
+    params = transfer.scale_initial(run, params)
+    opt = {o.name: recipe(run, o, hyper).init(trained_by(o, params)) for o in family.objectives(run.model)}
     return State(jnp.zeros((), jnp.int32), params, collections, opt, hyper)
 
 

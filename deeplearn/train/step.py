@@ -11,7 +11,7 @@ from deeplearn import families, optim
 from deeplearn.families.family import Objective
 from deeplearn.train.precision import cast
 from deeplearn.train.run import Run
-from deeplearn.train.state import State, root_key, trained_by
+from deeplearn.train.state import State, recipe, root_key, trained_by
 
 Metrics = dict[str, Array]
 
@@ -55,12 +55,11 @@ def make_step(run: Run) -> Callable[[State, dict[str, Array]], tuple[State, Metr
     def step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
         key = jax.random.fold_in(root_key(state.hyper), state.step)
         rate = optim.learning_rate(run.optim, state.hyper, state.step)
-        recipe = optim.direction(run.optim, state.hyper)
         metrics: Metrics = {"learning_rate": rate}
         for i, objective in enumerate(objectives):
             grads, found, collections = _gradient(run, objective, state, batch, jax.random.fold_in(key, i))
             trained = trained_by(objective, state.params)
-            updates, opt = recipe.update(grads, state.opt[objective.name], trained)
+            updates, opt = recipe(run, objective, state.hyper).update(grads, state.opt[objective.name], trained)
             trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
             metrics |= found | {f"{objective.name}/gradient_norm": optax.tree.norm(grads)}
             state = state._replace(

@@ -130,6 +130,17 @@ def test_the_dial_turns_up_parameters_and_flops(setup):
         assert series[0] > 0 and all(a < b for a, b in itertools.pairwise(series)), series
 
 
+def test_at_size_turns_the_width_and_nothing_else(setup):
+    family, narrow = setup.family, setup.config
+    assert all(family.at_size(family.config(size), size) == family.config(size) for size in family.SIZES)
+    wide = family.at_size(narrow, family.SIZES[-1])
+    assert family.at_size(wide, family.SIZES[0]) == narrow
+    assert family.example(wide) == family.example(narrow)
+    shapes = lambda config: jax.eval_shape(lambda k, b: family.init(config, k, b), setup.key, setup.batch)  # noqa: E731
+    growth = jax.tree.map(lambda a, b: b.size / a.size, shapes(narrow)["params"], shapes(wide)["params"])
+    assert max(jax.tree.leaves(growth)) == (family.SIZES[-1] / family.SIZES[0]) ** 2
+
+
 def test_config_is_plain_and_examples_count(setup):
     assert to_dict(setup.config)
     assert setup.family.config(setup.family.SIZES[0]) == setup.config

@@ -194,6 +194,7 @@ def test_a_law_and_a_budget_make_a_run():
     assert p.params == min(ladder, key=lambda n: max(n / p.ideal[0], p.ideal[0] / n))
     assert p.ideal[0] * p.ideal[1] * 6 == pytest.approx(0.03 * 3600 * 1e12 * flight.roofline.mfu)
     assert f"{p.run.budget / 1e7:.3g} times the D" in p.notes[0] and "does not carry over" in p.notes[-1]
+    assert f"an update takes {p.run.tokens_per_step:.3g} tokens" in p.notes[-2]
     assert f"{p.loss.value:.4f} nats/token (95 % band" in search_report.proposal_headline(p)
     json.dumps(proposal.to_json(p), allow_nan=False)
 
