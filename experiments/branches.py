@@ -132,7 +132,8 @@ def draw(arms: dict[str, tuple[list[dict[str, Any]], Any]], found: dict[str, Any
         left.set(xlabel="D, training tokens", ylabel=f"Final held-out loss ({arms['branches'][1].unit})")
         style.legend(left, "upper right")
         style.key(left, style.colours(r[count] for r in arms["branches"][0]), count)
-        left.get_legend().set_in_layout(False)  # it may reach over the other panel, which has no title for that
+        left.get_legend().set_in_layout(False)  # it may reach over the other panel, whose title is left out for that
+        left.set_title(" ", fontsize=13)  # room for it
         for i, (arm, (marker, _)) in enumerate(looks.items()):
             for j, name in enumerate(EXPONENTS):
                 p = found["arms"][arm]["params"][name]
