@@ -134,6 +134,8 @@ def draw(arms: dict[str, tuple[list[dict[str, Any]], Any]], found: dict[str, Any
         left.set(xlabel="D, training tokens", ylabel=f"Final held-out loss ({arms['branches'][1].unit})")
         style.legend(left, "upper right")
         style.key(left, style.colours(r[count] for r in arms["branches"][0]), count)
+        left.get_legend().set_in_layout(False)  # it may reach over the other panel, whose title is left out for that
+        left.set_title(" ", fontsize=13)  # room for it
         for i, (arm, (marker, _)) in enumerate(looks.items()):
             for j, name in enumerate(EXPONENTS):
                 p = found["arms"][arm]["params"][name]
@@ -145,8 +147,8 @@ def draw(arms: dict[str, tuple[list[dict[str, Any]], Any]], found: dict[str, Any
                 )  # fmt: skip
         right.set_xticks(range(len(EXPONENTS)), EXPONENTS)
         right.set_xlim(-0.5, len(EXPONENTS) - 0.5)
-        right.set_title("Exponents, 95 % intervals", loc="left")
-        right.legend()
+        right.set(xlabel="Exponents, 95 % intervals", ylim=(0, 1.3 * right.get_ylim()[1]))
+        right.legend(loc="upper right")
         agree = all(yes for checks in found["within"].values() for yes in checks.values())
         said = "each exponent within the other's interval" if agree else "NOT each exponent within the other's interval"
         style.title(figure, f"A law of branches for {found['flops_ratio']:.0%} of the FLOPs: {said}")
