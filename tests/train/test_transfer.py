@@ -125,15 +125,15 @@ def slopes(narrow: dict[str, float], wide: dict[str, float], growth: int) -> np.
     return np.array([math.log(wide[name] / narrow[name]) / math.log(growth) for name in narrow])
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[] if f == "lstm" else pytest.mark.slow) for f in families.names()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.names())
 def test_coordinate_check(family):
-    """The base is 8 times narrower than the narrowest model (or 1 wide), so that what outputs start with, which muP
-    lets vanish with the width, is small beside what they learn."""
-    narrow = max(4, families.get(family).SIZES[0])
-    wide, base, rate = 16 * narrow, max(1, narrow // 8), 4e-3
-    found = slopes(*(changes(family, width, base, rate * narrow / base) for width in (narrow, wide)), 16)
-    assert np.abs(found).max() < 0.25 and np.sqrt(np.mean(found**2)) < 0.12, found
-    found = slopes(*(changes(family, width, 0, rate) for width in (narrow, wide)), 16)
-    assert found.max() > 0.5, found
+    """Over a range of 8. The base is an eighth of the narrowest model, so that what outputs start with, which muP lets
+    vanish with the width, is small beside what they learn."""
+    narrow, growth, rate = max(8, families.get(family).SIZES[0]), 8, 1e-2
+    base = narrow // 8
+    widths = (narrow, growth * narrow)
+    found = slopes(*(changes(family, width, base, rate * narrow / base) for width in widths), growth)
+    assert np.abs(found).max() < 0.35 and np.sqrt(np.mean(found**2)) < 0.12, found
+    found = slopes(*(changes(family, width, 0, rate) for width in widths), growth)
+    assert found.max() > 0.5 and np.sqrt(np.mean(found**2)) > 0.3, found
