@@ -9,8 +9,9 @@ Overrides apply to every run: --set optim.weight_decay=0.1
 A budget ends it earlier. --budget_flops is of DIR: what earlier commands spent there counts. Room is kept for the
 cheapest held-out run; then runs are trained cheapest first, as many as fit. A budget that does not hold even the
 cheapest runs that make a law, and that one, is refused at the start. --budget_seconds is of this command's training,
-without fits and figures: no run begins that would not end in time by the rates seen so far, and what still runs then is
-saved, for the next command to go on with. What was left out is said by name, and stands in the report.
+without fits and figures: no run begins that would not end in time by the rates seen so far, nor, once a law can be
+fitted, one that would leave no time for the cheapest held-out run. What still runs then is saved, for the next command
+to go on with (exit code 42 if there is no law yet). What was left out is said by name, and stands in the report.
 
 With --stop_hopeless=0.3 a run that a quarter of its steps leave more than .3 above the training loss of the best that
 differs only in its optimiser, or above its own first loss, is ended, named, and kept out of the law.

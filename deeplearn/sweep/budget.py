@@ -17,6 +17,8 @@ from deeplearn.sweep.grid import Unit, unit_of
 from deeplearn.train import spent as steps
 from deeplearn.train.run import from_json
 
+MIN_RUNS = 6  # the law has 5 parameters
+
 
 class Limits(NamedTuple):
     """flops: of all units in the root together. seconds: of this command's training. hopeless: margin in training loss
@@ -65,9 +67,9 @@ def affordable(units: list[Unit], taken: Mapping[str, float], over: Collection[s
     return sorted(paid, key=lambda u: u.flops)
 
 
-def check(units: list[Unit], taken: Mapping[str, float], over: Collection[str], flops: float, least: int) -> None:
-    """Raise ConfigError for a budget that does not pay for the `least` runs of a law, and for one to test it."""
-    fits = sorted((u for u in units if u.split == "fit"), key=lambda u: u.flops)[:least]
+def check(units: list[Unit], taken: Mapping[str, float], over: Collection[str], flops: float) -> None:
+    """Raise ConfigError for a budget that does not pay for the least runs of a law, and for one to test it."""
+    fits = sorted((u for u in units if u.split == "fit"), key=lambda u: u.flops)[:MIN_RUNS]
     needed = fits + [test for test in [test_of(units)] if test]
     paid = affordable(units, taken, over, flops)
     if any(unit not in paid for unit in needed):

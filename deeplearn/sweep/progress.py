@@ -47,7 +47,7 @@ class Display:
         """rates: FLOPs/s of one worker by size, where known; kept up to date. aim: what the sweep is after, to show."""
         self.console = console or Console()
         self._units = units
-        self._done = set(done)
+        self.done = set(done)
         self._workers = max(1, workers)
         self._share: dict[str, float] = {u.id: 1.0 for u in units if u.id in done}
         branches = trunks.trunk_of(trunks.group(units))
@@ -101,7 +101,7 @@ class Display:
             self._rates[unit.run.size] = event["tokens_per_s"] * unit.flops / unit.run.tokens
         if unit and kind in (*OVER, "failed"):
             self._share[unit.id] = 1.0  # nothing more is spent on it
-            self._done.add(unit.id)
+            self.done.add(unit.id)
         if unit and kind == "done":
             self._line(unit, f"loss {event['loss']:.4f} {event['unit']}, {short(event['tokens_per_s'])} tokens/s")
         elif unit and kind in ("failed", "diverged", "hopeless", "fenced", "stopped", "message"):
@@ -118,7 +118,7 @@ class Display:
     def _note(self) -> str:
         eta = self.eta()
         left = "" if eta is None else f", about {clock(eta)} left"
-        return f"{len(self._done)} of {len(self._units)} runs, {self.spent():.0%} of the FLOPs{left}{self._aim}"
+        return f"{len(self.done)} of {len(self._units)} runs, {self.spent():.0%} of the FLOPs{left}{self._aim}"
 
     def _line(self, unit: Unit, text: str) -> None:
         where = f"{unit.run.family} {unit.run.size}, {short(unit.run.tokens)} tokens"

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from deeplearn import config, laws
 from deeplearn.config import ConfigError
-from deeplearn.sweep import active, budget, hopeless, ledger, local, table, training
+from deeplearn.sweep import active, budget, findings, hopeless, ledger, local, table, training
+from deeplearn.sweep.budget import MIN_RUNS
 from deeplearn.sweep.grid import Sweep, Unit
 from deeplearn.sweep.staff import Staff
 from deeplearn.train import loop
 
-MIN_RUNS = 6  # the law has 5 parameters
 NO_LIMITS = budget.Limits()
 MIN_RATIO = 4.0  # held-out runs take at least this many times the FLOPs of the largest fitted one
 
@@ -98,7 +98,7 @@ def run(
     job = training.Job(root, console, staff, limits)
     units = [*units, *active.chosen(active.read(root), candidates)]
     if not math.isinf(limits.flops):
-        budget.check(units, budget.spent(root, units), job.over(units), limits.flops, MIN_RUNS)
+        budget.check(units, budget.spent(root, units), job.over(units), limits.flops)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,6 +160,8 @@ def _fit(sweep: Sweep, rows: list[table.Row], units: list[Unit], job: training.J
     used = _used(rows)
     if len(used) < MIN_RUNS:
         few = f"{len(used)} runs are done, and a law with 5 parameters needs {MIN_RUNS} at least"
+        for line in findings.not_fitted(rows, {"not_fitted": training.not_fitted(job, units)}):
+            job.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if any(r["status"] == "left_out" for r in rows):
             raise OutOfTime(f"{few}; every run is saved: the same command goes on from here")
         raise local.SweepError(few)

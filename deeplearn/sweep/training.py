@@ -76,9 +76,10 @@ def _execute(job: Job, paid: list[Unit], waiting: list[Unit], over: set[str], ai
     with Display(paid, over | failed, len(job.staff.places), job.console, job.rates, aim) as display:
 
         def may_start(unit: Unit) -> bool:
-            """By the rates so far: does it fit into the time, with room for the test if there can be any?"""
-            test_seconds = display.seconds(test) or 0.0 if test and unit.split == "fit" else 0.0
-            kept = test_seconds if test_seconds < job.limits.seconds else 0.0
+            """By the rates so far: does it fit into the time, with room for the test of a law once there is one?"""
+            law = sum(u.id in display.done for u in paid if u.split == "fit") >= budget.MIN_RUNS
+            kept = display.seconds(test) or 0.0 if test and law and unit.split == "fit" else 0.0
+            kept = kept if kept < job.limits.seconds else 0.0
             return job.seconds_left() >= (display.seconds(unit) or 0.0) + kept
 
         local.execute(job.root, waiting, display.tell, job.staff, seconds, may_start, margin)

@@ -78,11 +78,11 @@ def test_a_budget_pays_for_the_cheapest_and_keeps_room_for_a_test(units):
     assert ids(budget.affordable(units, {}, (), all_of_them)) == ids([*fits, test, dear])
     least = sum(u.flops for u in fits[:6]) + test.flops
     assert ids(budget.affordable(units, {}, (), 1.001 * least)) == ids([*fits[:6], test])
-    budget.check(units, {}, (), 1.001 * least, 6)
+    budget.check(units, {}, (), 1.001 * least)
     with pytest.raises(ConfigError, match=r"the 6 cheapest fitted runs and the cheapest held-out run take"):
-        budget.check(units, {}, (), 0.999 * least, 6)
+        budget.check(units, {}, (), 0.999 * least)
     with pytest.raises(ConfigError, match="and others here have taken"):
-        budget.check(units, {dear.id: dear.flops}, {dear.id}, 1.001 * least, 6)
+        budget.check(units, {dear.id: dear.flops}, {dear.id}, 1.001 * least)
     # What was spent counts, and is not spent again; what nothing more is spent on leaves its room to others.
     taken = {fits[0].id: fits[0].flops, fits[1].id: fits[1].flops / 2}
     assert ids(budget.affordable(units, taken, {fits[0].id}, 1.001 * least)) == ids([*fits[:6], test])
@@ -124,7 +124,8 @@ def test_a_sweep_says_what_its_budget_left_out(units, tmp_path):
 def test_without_time_nothing_begins_and_the_next_command_goes_on(units, tmp_path):
     limits = budget.Limits(seconds=0.0)
     with pytest.raises(study.OutOfTime, match=r"0 runs are done.* the same command goes on from here"):
-        study.run(Sweep("s", [], []), units, tmp_path, quiet(), Staff(), limits=limits)
+        study.run(Sweep("s", [], []), units, tmp_path, out := quiet(), Staff(), limits=limits)
+    assert all(f"left out: {u.id}" in out.file.getvalue() for u in units)
     for u in units[:-1]:
         write_loss(tmp_path, u)
     (told,) = training.not_fitted(training.Job(tmp_path, quiet(), Staff(), limits=limits), units)
