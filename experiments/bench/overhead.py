@@ -112,4 +112,4 @@ def _evaluations(run: Any) -> float:
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {0})  # as a worker is
-    print(json.dumps({"overhead": cohort_overhead(7)}))
+    print(json.dumps({"overhead": cohort_overhead(4)}))

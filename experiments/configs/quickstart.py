@@ -3,12 +3,19 @@
 make sweep
 """
 
-from deeplearn.sweep.grid import Sweep, grid
-from experiments.configs.transformer import get_config
+import dataclasses
 
-__all__ = ["get_config", "get_sweep"]
+from deeplearn.sweep.grid import Sweep, grid
+from deeplearn.train.run import Run
+from experiments.configs import transformer
 
 DISPATCH = 4 * 64 * 32  # tokens of one dispatch: a budget of whole dispatches compiles one program a size
+
+
+def get_config(size: int = 64) -> Run:
+    """With a warm-up of 100 updates, 5 % of the smallest budget, so that the budgets of a size share a trunk."""
+    run = transformer.get_config(size)
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, warmup_steps=100))
 
 
 def get_sweep() -> Sweep:
