@@ -82,6 +82,7 @@ def train(root: Path, workers: int, console: Console) -> Losses:
     from deeplearn.sweep import ledger, local, study
     from deeplearn.sweep.grid import unit_of
     from deeplearn.sweep.progress import Display
+    from deeplearn.sweep.staff import Staff
     from deeplearn.train import loop
 
     keys = [(kind, width, e) for kind in BASES for width in WIDTHS for e in exponents(kind, width)]
@@ -93,8 +94,8 @@ def train(root: Path, workers: int, console: Console) -> Losses:
         waiting = [u for u in units if ledger.status(root, u.id) not in ("done", "diverged")]
         if waiting:
             ended = {u.id for u in units} - {u.id for u in waiting}
-            with Display(units, ended, len(local.places(workers)), console) as display:
-                local.execute(root, waiting, display.tell, workers)
+            with Staff(workers) as staff, Display(units, ended, len(staff.places), console) as display:
+                local.execute(root, waiting, display.tell, staff)
     results = [ledger.read_json(ledger.directory(root, u.id) / "result.json") for u in units]
     losses: Losses = {kind: {width: [] for width in WIDTHS} for kind in BASES}
     for (kind, width, _), result in zip(keys, results, strict=True):

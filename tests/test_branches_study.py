@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from deeplearn import laws
-from experiments import branches
+from experiments import branches_report as branches
 
 
 def arm(spent, noise, shift=0.0, alpha=0.35):

@@ -1,6 +1,6 @@
 """Which units of a sweep train together, and how many: decided when a worker is free, from what was measured so far."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deeplearn.sweep.grid import Unit
@@ -9,7 +9,7 @@ from deeplearn.train import cohort, loop
 FIRST = 4  # members of the first cohort of a program
 GAIN = 1.05  # so many times the rate make another width worth it
 PATIENCE_S = 120.0  # work left of a program that makes the compilation of another width worth a try
-SPLIT_S = 20.0  # and that makes it worth to cut the last cohort in parts, one for each worker
+SPLIT_S = 60.0  # and that makes it worth to cut the last cohort in parts, one for each worker
 
 Rates = dict[int, float]  # members -> tokens/s of all together
 
@@ -48,25 +48,25 @@ def choose(
     waiting: Sequence[Unit],
     measured: Mapping[Any, Rates],
     together: Mapping[str, Sequence[str]],
-    started: Collection[str],
+    started: Mapping[str, Sequence[str]],
     workers: int,
     cheapest_first: bool,
 ) -> list[Unit]:
     """The units that a free worker takes next: the dearest, so that none is left to the end alone, and those like it.
 
     measured: see `rates`. together: unit -> ids of the cohort that it was begun in, which goes on as it was. started:
-    ids of those that a trunk has given a start, which go on together from there.
-    workers: none is left idle for a wider cohort. cheapest_first: where a budget may end the sweep early.
+    unit -> ids of the cohort of trunks that gave it its start; their branches go on together. workers: none is left
+    idle for long for a wider cohort. cheapest_first: where a budget may end the sweep early.
     """
     first = min(waiting, key=lambda u: (u.flops if cheapest_first else -u.flops, u.id))
     if first.id in together:
         return [u for u in waiting if u.id in together[first.id]]
     program, key = loop.program(first.run), cohort.key(first.run)
     others = [u for u in waiting if u is not first and u.id not in together and cohort.key(u.run) == key]
-    others = [u for u in others if (u.id in started) == (first.id in started)]
+    others = [u for u in others if started.get(u.id) == started.get(first.id)]
     rates_here = measured.get(program, {})
     tokens = sum(u.run.tokens for u in waiting if loop.program(u.run) == program)
     members = width(rates_here, tokens)
-    if not rates_here or tokens / max(rates_here.values()) > SPLIT_S:
+    if rates_here and tokens / max(rates_here.values()) > SPLIT_S:
         members = min(members, -(-len(waiting) // workers))
     return [first, *sorted(others, key=lambda u: u.id)[: members - 1]]

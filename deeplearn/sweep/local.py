@@ -13,7 +13,7 @@ from deeplearn import config
 from deeplearn.sweep import cohorts, ledger, trunks
 from deeplearn.sweep.grid import Unit
 from deeplearn.sweep.staff import Event, Staff, Worker
-from deeplearn.train import checkpoint
+from deeplearn.train import checkpoint, cohort, spent
 
 ATTEMPTS = 3  # of one unit in one call, when its worker dies
 
@@ -48,10 +48,16 @@ def execute(
     measured = cohorts.rates(units, ledger.results(root))
     together = {u.id: ids for u in units if (ids := ledger.begun_with(root, u.id))}
     by_id, held = {u.id: u for u in units}, _held(root, units)
-    started = {u.id for u in units if u.id not in together and checkpoint.exists(_checkpoints(root, u.id))}
+    started = {u.id: party for u in units if u.id not in together and (party := _party(root, u.id))}
+
+    def is_free(unit: Unit) -> bool:
+        """Not held back, nor one of several branches of one cohort of which some are: they go on together."""
+        party, key = started.get(unit.id, ()), cohort.key(unit.run)
+        siblings = (u for u in waiting if party and held.get(u.id) in party and cohort.key(u.run) == key)
+        return unit.id not in held and next(siblings, None) is None
 
     def choose() -> list[Unit]:
-        free = [u for u in waiting if u.id not in held and may_start(u)]
+        free = [u for u in waiting if is_free(u) and may_start(u)]
         hurried = math.isfinite(seconds)
         return cohorts.choose(free, measured, together, started, len(staff.places), hurried) if free else []
 
@@ -111,7 +117,7 @@ def execute(
                 continue
             if kind == "branch":
                 held.pop(unit.id, None)
-                started |= {unit.id} if event["step"] else set()
+                started |= {unit.id: party} if (party := _party(root, unit.id)) else {}
             elif kind != "ready":
                 worker.units.pop(unit.id, None)
                 if kind == "stopped":  # by somebody else's signal: its exit follows, and a successor goes on
@@ -146,6 +152,12 @@ def _described(units: list[Unit]) -> list[dict[str, Any]]:
 
 def _checkpoints(root: Path, unit: str) -> Path:
     return Path(ledger.directory(root, unit)) / "checkpoints"
+
+
+def _party(root: Path, unit: str) -> tuple[str, ...]:
+    """The ids of the cohort of trunks, one of which has left this unit its start; () if none has."""
+    trunk = spent.trunk(Path(ledger.directory(root, unit)))
+    return ledger.begun_with(root, trunk) if trunk and checkpoint.exists(_checkpoints(root, unit)) else ()
 
 
 def _held(root: Path, units: list[Unit]) -> dict[str, str]:

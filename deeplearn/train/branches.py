@@ -62,7 +62,7 @@ def seed(branch: Branch, trunk: Path, step: int, state: State, iterator: dict[st
     if jax.process_index() == 0:
         branch.folder.mkdir(parents=True, exist_ok=True)
         metrics.copy(trunk, branch.folder, step).close()
-        spent.begin(branch.folder, step)
+        spent.begin(branch.folder, step, trunk=trunk.name)
     hyper = jax.device_put(states.numbers(branch.run), jax.tree.map(lambda x: x.sharding, state.hyper))
     with checkpoint.Checkpoints(checkpoints) as saved:
         saved.save(step, state._replace(hyper=hyper), {"iterator": iterator, "wall_s": 0.0}, wait=True)

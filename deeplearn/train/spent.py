@@ -12,10 +12,10 @@ from deeplearn.train import metrics
 NAME = "spent.json"
 
 
-def begin(folder: Path, begun: int, lost: int = 0) -> None:
+def begin(folder: Path, begun: int, lost: int = 0, trunk: str = "") -> None:
     """Note, whole or not at all, that the rows up to step `begun` come from a trunk, and that `lost` more were done."""
     path = folder / f"{NAME}.tmp{os.getpid()}"
-    path.write_text(json.dumps({"begun": begun, "lost": lost}) + "\n")
+    path.write_text(json.dumps({"begun": begun, "lost": lost, "trunk": trunk}) + "\n")
     path.replace(folder / NAME)
 
 
@@ -36,6 +36,12 @@ def steps(folder: Path) -> int:
     """Updates done in the folder so far; 0 if nothing was trained there."""
     begun, lost = _noted(folder)
     return max(0, metrics.rows(folder) - begun) + lost
+
+
+def trunk(folder: Path) -> str:
+    """The name of the trunk that has left the start which no attempt has taken up yet; "" if there is none."""
+    path = folder / NAME
+    return json.loads(path.read_text()).get("trunk", "") if path.exists() else ""
 
 
 def _noted(folder: Path) -> tuple[int, int]:

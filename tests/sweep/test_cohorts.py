@@ -22,8 +22,8 @@ def units():
     return [unit(size, budget, learning_rate=r) for size in (16, 24) for budget in (8192, 16384) for r in rates]
 
 
-def choose(waiting, measured=None, together=None, started=(), workers=1, cheapest_first=False):
-    return cohorts.choose(waiting, measured or {}, together or {}, started, workers, cheapest_first)
+def choose(waiting, measured=None, together=None, started=None, workers=1, cheapest_first=False):
+    return cohorts.choose(waiting, measured or {}, together or {}, started or {}, workers, cheapest_first)
 
 
 def test_what_differs_only_in_traced_numbers_goes_together(units):
@@ -47,10 +47,9 @@ def test_the_dearest_come_first_unless_a_budget_may_end_the_sweep(units):
 
 def test_no_worker_stands_idle_for_a_wider_cohort(units):
     alike = units[:4]
-    assert [len(choose(alike, workers=n)) for n in (1, 2, 4)] == [4, 2, 1]
     quick, slow = ({loop.program(alike[0].run): {4: rate}} for rate in (1e6, 100.0))
     assert len(choose(alike, quick, workers=2)) == 4, "but nothing is gained where little is left"
-    assert len(choose(alike, slow, workers=2)) == 2
+    assert [len(choose(alike, slow, workers=n)) for n in (1, 2, 4)] == [4, 2, 1]
 
 
 def test_what_was_begun_together_goes_on_together(units):
@@ -60,7 +59,8 @@ def test_what_was_begun_together_goes_on_together(units):
     assert choose([c, d], together=pair) == [c], "what has ended is left out"
     assert choose([a, b, c, d], together={a.id: (a.id,)}) == [a], "as is what was begun alone"
     assert choose([b, c, d], together=pair | {d.id: (d.id,)}) == [b]
-    assert choose([a, b, c, d], started={a.id, d.id}) == [a, d], "so do those that a trunk has started"
+    trunks = {a.id: ("s", "t"), d.id: ("s", "t"), c.id: ("u",)}
+    assert choose([a, b, c, d], started=trunks) == [a, d], "so do those that trunks have started together"
 
 
 def test_the_width_climbs_while_that_is_faster():
