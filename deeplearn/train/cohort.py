@@ -5,6 +5,7 @@ with its own checkpoints and metrics, as if it were alone there.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -75,11 +76,15 @@ def compiled_steps(program: Run, mesh: Mesh, count: int, members: int) -> Any:
 
 
 @once(16)
-def _picking(program: Run, mesh: Mesh) -> Any:
+def _picking(program: Run, mesh: Mesh) -> Callable[[State, int], State]:
     """(state of all, which) -> the state of one member, as a single run has it."""
     shardings = jax.tree.map(lambda x: x.sharding, states.abstract(program, mesh))
-    pick = lambda state, i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), state)  # noqa: E731
-    return jax.jit(pick, out_shardings=shardings)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def pick(state: State, i: Array) -> State:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), state)
+
+    return lambda state, i: pick(state, jax.device_put(np.int32(i), sharding.everywhere(mesh)))
 
 
 def where(mesh: Mesh) -> jax.sharding.NamedSharding:
@@ -132,7 +137,7 @@ def _together(
         programs = {n: compiled_steps(program, mesh, n, lanes) for n in loop.dispatches(run, step)}
         _check_memory(programs.values(), lanes)
         pick = _picking(program, mesh)
-        jax.block_until_ready(fingerprint(pick(state, jax.device_put(np.int32(0)))))  # compiles both
+        jax.block_until_ready(fingerprint(pick(state, 0)))  # compiles both
         live = dict(enumerate(members))
         leaving = [forks.leaving(m.branches, m.run, step) for m in members]
         for member in members:
@@ -151,7 +156,7 @@ def _together(
             for i, member in live.items():
                 member.may_write()
                 beside = {"iterator": feeds[i].get_state(), "wall_s": wall_s(i)}
-                stores[i].save(step, pick(state, jax.device_put(np.int32(i))), beside, wait)
+                stores[i].save(step, pick(state, i), beside, wait)
 
         def write(first_step: int, metrics: dict[str, Array]) -> None:
             metrics_MxK = jax.device_get(metrics)
@@ -175,7 +180,7 @@ def _together(
                 for i, member in live.items():
                     member.may_write()
                     for branch in leaving[i].get(step, ()):
-                        one = pick(state, jax.device_put(np.int32(i)))
+                        one = pick(state, i)
                         branch.ready(forks.seed(branch, member.folder, step, one, feeds[i].get_state()))
             count = loop.dispatch(run, step)
             rows = [feed.take(count) for feed in feeds]
@@ -201,7 +206,7 @@ def _together(
         trained_s = {i: wall_s(i) for i in live}
         for i, member in live.items():
             # One after another: mapped over the members, with one batch for all, a CPU takes four times as long.
-            loss = loop.evaluate(run, pick(state, jax.device_put(np.int32(i))), mesh)
+            loss = loop.evaluate(run, pick(state, i), mesh)
             stores[i].wait()
             try:
                 member.end(loop.result(run, loss, trained_s[i], begun[i]))

@@ -182,7 +182,8 @@ def evaluate(run: Run, state: State, mesh: Mesh) -> float:
     evaluate_batch = _evaluation(program(run))
     total = weight = 0.0
     for i, batch in enumerate(data.eval_batches(run.data, run.eval_batch, run.eval_examples)):
-        sums = evaluate_batch(state, put(run, batch, sharding.of_batch(mesh)), jax.device_put(np.int32(i)))
+        index = jax.device_put(np.int32(i), sharding.everywhere(mesh))
+        sums = evaluate_batch(state, put(run, batch, sharding.of_batch(mesh)), index)
         t, w = jax.device_get(sums)
         total, weight = total + float(t), weight + float(w)
     return total / weight

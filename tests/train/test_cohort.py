@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 from short_runs import short_run
 
@@ -54,14 +55,15 @@ def rows(folder):
     return [json.loads(line) for line in (folder / metrics.NAME).read_text().splitlines()]
 
 
-def assert_as_alone(runs, together, folder):
+def assert_as_alone(runs, together, folder, rel=1e-5):
     for i, run in enumerate(runs):
         alone = loop.train(dataclasses.replace(run, mesh="data:1"), folder / f"alone{i}")
         result = together.ended[i]
-        assert result.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert result.loss == pytest.approx(alone.loss, rel=rel)
         assert (result.unit, result.tokens) == (alone.unit, alone.tokens)
         a, b = final(run, folder / f"alone{i}"), final(run, together.folders[i])
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-3, atol=1e-4), a, b)
+        apart = jax.tree.map(lambda x, y: x - y, a.params, b.params)
+        assert optax.tree.norm(apart) <= 10 * rel * optax.tree.norm(a.params)
         for x, y in zip(rows(folder / f"alone{i}"), rows(together.folders[i]), strict=True):
             assert x == pytest.approx(y, rel=5e-3)
 
@@ -80,7 +82,7 @@ def test_each_member_of_every_family_ends_where_it_would_alone(family, mesh, tmp
     runs = varied(family, mesh=mesh)
     together = Cohort(runs, tmp_path)
     together.train()
-    assert_as_alone(runs, together, tmp_path)
+    assert_as_alone(runs, together, tmp_path, rel=1e-3)  # normalisation over a batch amplifies rounding
 
 
 def test_members_on_devices_of_their_own_send_each_other_nothing():
