@@ -1,12 +1,14 @@
 """Which units train together, in which order, and how many at a time."""
 
 import dataclasses
+import threading
 
 import pytest
 
-from deeplearn.sweep import cohorts
+from deeplearn import config
+from deeplearn.sweep import cohorts, ledger, worker
 from deeplearn.sweep.grid import unit_of
-from deeplearn.train import loop
+from deeplearn.train import loop, memory
 from experiments import cli
 
 
@@ -79,3 +81,17 @@ def test_rates_come_from_results(units):
     results[units[2].id] = {"status": "diverged"}
     results[units[4].id] = {"tokens_per_s": 9.0}
     assert cohorts.rates(units, results) == {loop.program(units[0].run): {4: 7.0, 1: 9.0}}
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_together_is_trained_in_halves(tmp_path, monkeypatch):
+    short = {"eval_examples": 64, "eval_batch": 32, "mesh": "data:1", "steps_per_dispatch": 4}
+    runs = [dataclasses.replace(unit(16, 1024, seed).run, **short) for seed in range(3)]
+    described = {config.identity(run): config.to_dict(run) for run in runs}
+    ledger.create(tmp_path, "s", described)
+    monkeypatch.setattr(memory, "free", lambda: 10**6)
+    told = []
+    silent = lambda **event: told.append((event["event"], event["id"]))  # noqa: E731
+    worker.train_units(tmp_path, list(described.values()), [[]] * 3, silent, threading.Event())
+    assert [ledger.results(tmp_path)[unit]["members"] for unit in described] == [1, 1, 1]
+    assert [kind for kind, _ in told if kind != "progress"] == ["message", "done", "message", "done", "done"]
