@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -80,7 +81,7 @@ def test_what_was_spent_is_said_in_a_sentence():
 def task(root, unit, branches=()):
     """The line that has a worker train a unit and start its branches."""
     runs = {"runs": [config.to_dict(unit.run)], "branches": [[config.to_dict(b.run) for b in branches]], "ahead": []}
-    return json.dumps({"root": str(root), **runs}) + "\n"
+    return json.dumps({"root": str(root), "margin": math.inf, **runs}) + "\n"
 
 
 @pytest.fixture(scope="module")
