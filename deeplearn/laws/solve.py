@@ -82,6 +82,10 @@ class Problem:
         psi2_n, slope_n = huber_moments(self.noise, self.deltas[-1])
         return slope_n / psi2_n / np.mean(slope_n / psi2_n)
 
+    def weighted(self, w: np.ndarray) -> np.ndarray:
+        """Weights [..., n] times those of the runs; many runs are not copied for nothing."""
+        return w if self.noise is None else w * self.weights
+
     @functools.cached_property
     def relative(self) -> np.ndarray | float:
         """Noise of each run [n] over what would give the same weight of least squares to all."""
@@ -346,7 +350,7 @@ def solve(
       parameters [R, P]; objectives [R].
     """
     count, size = p.shape
-    task, runs = _task(problem, hold, tolerance), _packed(problem, w * problem.weights, shift)
+    task, runs = _task(problem, hold, tolerance), _packed(problem, problem.weighted(w), shift)
     p = np.clip(p, task.low_P, task.high_P)
     nothing = [np.full((count, 1), np.inf), np.zeros((count, size + 2 * size**2))]
     states_RxF = np.concatenate([p, p, *nothing, np.full((count, 1), FIRST_DAMPING), np.zeros((count, 1))], axis=1)
@@ -361,7 +365,7 @@ def solve(
 def objective(problem: Problem, p: np.ndarray, w: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
     """The objective [R, G] at parameters [R, G, P], for weights and shifts as in `solve`."""
     return _in_chunks(
-        _values, problem, _task(problem), _packed(problem, w * problem.weights, shift), p, np.arange(len(p))
+        _values, problem, _task(problem), _packed(problem, problem.weighted(w), shift), p, np.arange(len(p))
     )
 
 
@@ -438,7 +442,7 @@ def profile(
       parameters [R, G, P]; objectives [R, G].
     """
     k, count, rows = len(problem.form.free), len(theta), len(w)
-    w = w * problem.weights
+    w = problem.weighted(w)
     n = len(problem.t)
     # Runs of weight 0 fill the table up, so that tables of like sizes share a program.
     x, t = (jax.tree.map(lambda a: np.pad(a, (0, _room(n) - n), "edge"), a) for a in (problem.x, problem.t))
