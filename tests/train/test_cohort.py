@@ -64,7 +64,7 @@ def assert_as_alone(runs, together, folder, rel=1e-5):
         x, y = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.params)]) for state in (a, b))
         assert np.linalg.norm(x - y) <= 10 * rel * np.linalg.norm(x)
         for x, y in zip(rows(folder / f"alone{i}"), rows(together.folders[i]), strict=True):
-            assert x == pytest.approx(y, rel=5e-3)
+            assert x == pytest.approx(y, rel=max(20 * rel, 5e-3))
 
 
 def test_each_member_ends_where_it_would_alone(tmp_path):
