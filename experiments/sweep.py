@@ -1,13 +1,14 @@
 """Train a sweep, fit its law, and put the prediction to the test: python -m experiments.sweep --config=NAME --root=DIR
 
-Trains the runs that the config's get_sweep() lists, cheapest first, one worker a core; fits L(N, D) to all but the
-held-out runs; prints the prediction with its 95 % band; and only then trains the held-out runs. DIR gets runs.csv,
-law.json, report.html and figures/. Run the same again and it goes on where it stopped; nothing is trained twice.
-Ctrl-C saves. With --set optim.warmup_steps=N, runs differing in budget alone share their start: less work, same losses.
+Trains the runs that the config's get_sweep() lists, one worker a core, the dearest first, and as one program those that
+differ only in numbers (rates, weight decay, betas, seed); fits L(N, D) to all but the held-out runs; prints the
+prediction with its 95 % band; and only then trains the held-out runs. DIR gets runs.csv, law.json, report.html and
+figures/. Run the same again and it goes on where it stopped; nothing is trained twice. Ctrl-C saves.
+With --set optim.warmup_steps=N, runs that differ in budget alone share their start: less work, the same losses.
 Overrides apply to every run: --set optim.weight_decay=0.1
 
 A budget ends it earlier. --budget_flops is of DIR: what earlier commands spent there counts. Room is kept for the
-cheapest held-out run; then runs are trained cheapest first, as many as fit. A budget that does not hold even the
+cheapest held-out run; then it pays for runs cheapest first, as many as fit. A budget that does not hold even the
 cheapest runs that make a law, and that one, is refused at the start. --budget_seconds is of this command's training,
 without fits and figures: no run begins that would not end in time by the rates seen so far, nor, once a law can be
 fitted, one that would leave no time for the cheapest held-out run. What still runs then is saved, for the next command
