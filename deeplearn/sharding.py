@@ -23,9 +23,8 @@ from deeplearn.config import ConfigError, nearest
 # sequence is spread, and attention goes round a ring (`layers/ring.py`). pipeline: layers are spread in stages, which
 # take turns at pieces of the batch (`layers/pipeline.py`); the batch is spread where there are no layers.
 AXES = ("slice", "data", "fsdp", "tensor", "expert", "context", "pipeline")
-MEMBERS = (
-    "cohort"  # runs that train together are spread, of which each lies on the rest of the mesh (`train/cohort.py`)
-)
+# Runs that train together are spread, of which each lies on the rest of the mesh (`train/cohort.py`).
+MEMBERS = "cohort"
 BATCH = ("slice", "data", "fsdp", "expert", "pipeline")  # the axes that the batch is spread over, slowest first
 REPLICAS = ("slice", "data")  # the axes along which parameters are copied: only sums of gradients go along them
 

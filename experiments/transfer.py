@@ -91,7 +91,7 @@ def train(root: Path, workers: int, console: Console) -> Losses:
     root.mkdir(parents=True, exist_ok=True)
     with ledger.hold(root):
         ledger.create(root, "transfer", {u.id: u.identity_json() for u in units}, **study.versions())
-        waiting = [u for u in units if ledger.status(root, u.id) not in ("done", "diverged")]
+        waiting = [u for u in units if ledger.status(root, u.id) not in ledger.OVER]
         if waiting:
             ended = {u.id for u in units} - {u.id for u in waiting}
             with Staff(workers) as staff, Display(units, ended, len(staff.places), console) as display:

@@ -41,6 +41,7 @@ class Worker:
     def __init__(self, core: int | None, events: "queue.SimpleQueue[tuple[Worker | None, Event]]"):
         self.core, self.units, self.ready, self.stopped = core, {}, False, False
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
+        self._kept = 0  # bytes of it that are in the sweep's folder
         pin = [] if core is None else [f"--core={core}"]
         command = [sys.executable, "-m", "deeplearn.sweep.worker", *pin]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
@@ -78,11 +79,13 @@ class Worker:
         self._log.close()
 
     def keep_log(self, root: Path) -> Path:
-        """Write what the worker said beside its answers into the sweep's folder."""
+        """Add what the worker has said since, beside its answers, to the log in the sweep's folder."""
         path = root / f"worker-{self.core or 0}.log"
-        self._log.seek(0)
-        with path.open("a") as file:
-            file.write(self._log.read())
+        # Not by reading the file: the worker writes where that would leave its position.
+        said = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size - self._kept, self._kept)
+        self._kept += len(said)
+        with path.open("ab") as file:
+            file.write(said)
         return path
 
 

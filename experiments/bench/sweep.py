@@ -5,7 +5,7 @@
 Two sweeps of 24 small transformers (`sweep_grid.py`, `sweep_seeds.py`), from the start of the command to the last
 result. Each round trains a sweep by `experiments.sweep`, then one by one in one process whose programs are compiled
 before it is timed, then a share of the units by `experiments.train`, one process after another: over all rounds each
-unit once. Both commands keep their compiled programs where they usually do, in a folder that is empty at first.
+unit once. A sweep keeps its compiled programs in a folder that is empty at first; `experiments.train` keeps none.
 Prints a table and writes runs/bench/sweep.json. About 35 minutes.
 """
 
