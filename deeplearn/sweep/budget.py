@@ -68,8 +68,11 @@ def affordable(units: list[Unit], taken: Mapping[str, float], over: Collection[s
 
 
 def check(units: list[Unit], taken: Mapping[str, float], over: Collection[str], flops: float) -> None:
-    """Raise ConfigError for a budget that does not pay for the least runs of a law, and for one to test it."""
-    fits = sorted((u for u in units if u.split == "fit"), key=lambda u: u.flops)[:MIN_RUNS]
+    """Raise ConfigError for a budget that does not pay for the least runs of a law, and for one to test it.
+
+    A run that has ended serves the law at no further cost, however dear it was.
+    """
+    fits = sorted((u for u in units if u.split == "fit"), key=lambda u: (u.id not in over, u.flops))[:MIN_RUNS]
     needed = fits + [test for test in [test_of(units)] if test]
     paid = affordable(units, taken, over, flops)
     if any(unit not in paid for unit in needed):

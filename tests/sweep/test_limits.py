@@ -84,6 +84,11 @@ def test_a_budget_pays_for_the_cheapest_and_keeps_room_for_a_test(units):
         budget.check(units, {}, (), 0.999 * least)
     with pytest.raises(ConfigError, match="and others here have taken"):
         budget.check(units, {dear.id: dear.flops}, {dear.id}, 1.001 * least)
+    # A dear run that has ended is one of the runs that a law needs.
+    spent = sum(u.flops for u in (*fits[:5], fits[-1], test))
+    budget.check(units, {fits[-1].id: fits[-1].flops}, {fits[-1].id}, 1.001 * spent)
+    with pytest.raises(ConfigError, match="holds no sweep"):
+        budget.check(units, {fits[-1].id: fits[-1].flops}, {fits[-1].id}, 0.999 * spent)
     # What was spent counts, and is not spent again; what nothing more is spent on leaves its room to others.
     taken = {fits[0].id: fits[0].flops, fits[1].id: fits[1].flops / 2}
     assert ids(budget.affordable(units, taken, {fits[0].id}, 1.001 * least)) == ids([*fits[:6], test])
