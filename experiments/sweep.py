@@ -67,7 +67,7 @@ def _study(staff: Staff) -> int:
     import jax  # slow to import: a wrong flag should not wait for it
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is for the workers
-    from deeplearn.sweep import active, budget, findings, report, study
+    from deeplearn.sweep import active, budget, findings, study
     from deeplearn.sweep.grid import unit_of
 
     console = Console()
@@ -86,6 +86,8 @@ def _study(staff: Staff) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; every run is saved: the same command goes on from here", soft_wrap=True)
         return 130
+    from deeplearn.sweep import report  # with matplotlib, for which no worker should wait
+
     report.publish(root, done.rows, report.curves(root, done.rows), done.fit, done.law, study.versions(), _command())
     report.text_summary(done.rows, done.fit, done.law, console)
     console.print(f"{findings.spending(done.rows)}.", highlight=False, soft_wrap=True)

@@ -7,4 +7,5 @@ __all__ = ["get_config", "get_sweep"]
 
 
 def get_sweep() -> Sweep:
-    return Sweep("bench-seeds", grid(size=(16, 32, 48), budget=(393_216,), seed=range(8)), held_out=[])
+    points = grid(size=(16, 32, 48), budget=(393_216,), eval_examples=(512,), seed=range(8))
+    return Sweep("bench-seeds", points, held_out=[])
