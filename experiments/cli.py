@@ -41,9 +41,9 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] = ()) -> None
         _exit(f"error: {error}" if code == 2 else str(error), code)
 
 
-def define_config_flags() -> None:
-    """Defines --config and --set as flags of the calling entry point."""
-    flags.DEFINE_string("config", None, "A config file, or the bare name of one in experiments/configs.")
+def define_config_flags(config: str = "config") -> None:
+    """Defines --config, or what else it is called, and --set as flags of the calling entry point."""
+    flags.DEFINE_string(config, None, "A config file, or the bare name of one in experiments/configs.")
     flags.DEFINE_multi_string(
         "set",
         [],
@@ -104,6 +104,14 @@ def load_config(name: str) -> types.ModuleType:
         raise ConfigError(f"config file '{path}', line {line}: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config file '{path}' defines no get_config(size=...)")
+    return module
+
+
+def load_sweep(name: str) -> types.ModuleType:
+    """The module in a config file that defines `get_sweep()`, too. Raises ConfigError."""
+    module = load_config(name)
+    if not hasattr(module, "get_sweep"):
+        raise ConfigError(f"config {name!r} has no get_sweep(); experiments.train trains a single run")
     return module
 
 
