@@ -30,6 +30,7 @@ from etils import epath
 
 from deeplearn.config import ConfigError, nearest
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a unit: one folder's, and nothing to a shell or a page
 OVER = ("done", "diverged", "hopeless")  # what a unit with a result is
 
 
@@ -57,8 +58,13 @@ class Claim:
 
 
 def directory(root: epath.PathLike, unit: str) -> epath.Path:
-    """Where everything about one unit lies."""
-    return epath.Path(root) / "units" / unit
+    """Where everything about one unit lies. Raises ConfigError for an id that is no name of a folder under the root."""
+    if not NAME.fullmatch(unit):
+        raise ConfigError(f"'{unit:.80}' is no id of a unit: ids are letters, digits, _ and -")
+    folder = epath.Path(root) / "units" / unit
+    if not _is_bucket(folder) and os.path.islink(folder):
+        raise ConfigError(f"'{folder}' is a link, and units are folders of their sweep's root")
+    return folder
 
 
 def create(root: epath.PathLike, name: str, units: Mapping[str, Mapping[str, Any]], **versions: str) -> None:
@@ -90,7 +96,8 @@ def create(root: epath.PathLike, name: str, units: Mapping[str, Mapping[str, Any
 
 def units(root: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Every unit's description by its id, sorted."""
-    ids = sorted(path.name for path in _listing(epath.Path(root) / "units"))
+    names = sorted(path.name for path in _listing(epath.Path(root) / "units"))
+    ids = [name for name in names if NAME.fullmatch(name)]
     found = {unit: read_json(directory(root, unit) / "config.json") for unit in ids}
     return {unit: description for unit, description in found.items() if description is not None}
 
@@ -177,14 +184,14 @@ def last_attempt(root: epath.PathLike, unit: str) -> int:
 def begun_with(root: epath.PathLike, unit: str) -> tuple[str, ...]:
     """The ids of the cohort that a unit's latest attempt trained it in, its own among them; () if there was none."""
     attempt = read_json(directory(root, unit) / "attempts" / f"{last_attempt(root, unit)}.json")
-    return tuple(attempt.get("cohort", unit).split()) if attempt else ()
+    return tuple(str(attempt.get("cohort", unit)).split()) if attempt else ()
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any] | None:
     """The object in a JSON file, or None if the file is missing, empty, torn or holds something else."""
     try:
         value = json.loads(epath.Path(path).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 
@@ -125,7 +126,7 @@ def _print(
     table = Table(*shown, box=None, pad_edge=False)
     for row in cells:
         named = dict(zip(columns, row, strict=True))
-        table.add_row(*(named[name] for name in shown))
+        table.add_row(*(markup.escape(named[name]) for name in shown))
     console.print(table, highlight=False)
 
 
