@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from deeplearn.config import ConfigError, nearest
 
-BACKENDS = ("local", "slurm", "gke")
+BACKENDS = ("local", "slurm", "gke", "queued")
 STOPS = 100  # times that a unit is started again after 42: preempted, or let down by a machine
 FAILURES = 2  # times that it is after a failure; 0, 2 and 3 end it
 
