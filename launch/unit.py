@@ -10,6 +10,7 @@ It ends with 0: there is a result. 2: the configuration is wrong. 3: another att
 it, after saving, or the machines did: start the same again. Anything else: a failure, which error.json tells.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ processes.define_flags()
 _ROOT = flags.DEFINE_string("root", None, "The sweep's folder or bucket.")
 _UNIT = flags.DEFINE_string("unit", None, "The unit's id: a folder of ROOT/units.")
 _GRACE = flags.DEFINE_float("grace", 100.0, "Seconds from a signal to the end, saved or not.", 0)
+_PATIENCE = flags.DEFINE_float("patience", 600.0, "Seconds that a dispatch may take: after that all stacks, and 42.", 0)
 
 STOPPED = 42
 
@@ -53,7 +55,8 @@ def main(argv: list[str]) -> int:
         _train(root, unit, claim, is_first, stopping)
     except Exception as error:
         if getattr(error, "exit_code", None) in (None, ConfigError.exit_code):
-            ledger.fail(claim, type(error).__name__, str(error))
+            with contextlib.suppress(OSError):  # a disk that is full takes no record of it either
+                ledger.fail(claim, type(error).__name__, str(error))
         raise
     return 0
 
@@ -95,7 +98,7 @@ def _train(root: str, unit: str, claim: ledger.Claim, is_first: bool, stopping: 
 
     tell(f"unit {unit}, attempt {claim.attempt}, on {socket.gethostname()}")
     given = {"observe": _observer(tell), "may_write": may_write, "should_stop": stopping.is_set, "tell": tell}
-    how = attempt.train(run, folder, **given)
+    how = attempt.train(run, folder, patience_s=_PATIENCE.value, **given)
     if is_first:
         result = attempt.result(how, folder)
         ledger.finish(claim, result)

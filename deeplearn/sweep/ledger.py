@@ -103,8 +103,11 @@ def units(root: epath.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def config(root: epath.PathLike, unit: str) -> dict[str, Any]:
-    """One unit's description. Raises ConfigError if there is no such unit."""
-    description = read_json(directory(root, unit) / "config.json")
+    """One unit's description. Raises ConfigError if there is no such unit, or its file is damaged."""
+    path = directory(root, unit) / "config.json"
+    description = read_json(path)
+    if description is None and path.exists():
+        raise ConfigError(f"'{path}' is damaged or cannot be read; the sweep's own command writes it anew")
     if description is None:
         raise ConfigError(f"no unit of '{root}' is called '{unit}'{nearest(unit, units(root))}")
     return description

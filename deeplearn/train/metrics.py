@@ -36,7 +36,10 @@ def copy(source: Path, target: Path, step: int) -> IO[str]:
     lines = (source / NAME).read_text().splitlines(keepends=True) if (source / NAME).exists() else []
     kept = [line for line in lines[:step] if line.endswith("\n")]
     if len(kept) != step or (kept and json.loads(kept[-1])["step"] != step):
-        raise ValueError(f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint")
+        raise ValueError(
+            f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint: put the whole file back, or "
+            f"remove {source / 'checkpoints'} to train this run anew"
+        )
     path = target / f"{NAME}.tmp{os.getpid()}"
     file = path.open("w")
     file.writelines(kept)
@@ -71,6 +74,10 @@ class Log:
                 for name, value in zip(names, values, strict=True):
                     self._board.add_scalar(name, value, step)
         self._file.flush()
+
+    def sync(self) -> None:
+        """Return once the rows are on disk: a checkpoint is of no use without those before it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

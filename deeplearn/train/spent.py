@@ -6,6 +6,7 @@ A branch does not count what its trunk did (`branches.py`). What a kill threw aw
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from deeplearn.train import metrics
 
@@ -40,11 +41,18 @@ def steps(folder: Path) -> int:
 
 def trunk(folder: Path) -> str:
     """The name of the trunk that has left the start which no attempt has taken up yet; "" if there is none."""
-    path = folder / NAME
-    return json.loads(path.read_text()).get("trunk", "") if path.exists() else ""
+    return _read(folder).get("trunk", "")
 
 
 def _noted(folder: Path) -> tuple[int, int]:
-    path = folder / NAME
-    noted = json.loads(path.read_text()) if path.exists() else {"begun": 0, "lost": 0}
-    return noted["begun"], noted["lost"]
+    noted = _read(folder)
+    return noted.get("begun", 0), noted.get("lost", 0)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What was noted; nothing if the file is missing or damaged: a count is no reason to train no further."""
+    try:
+        noted = json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
