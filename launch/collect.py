@@ -1,7 +1,6 @@
 """From a ledger that engines have filled to the table that laws are fitted to, and to the prediction of the next."""
 
-from pathlib import Path
-
+from etils import epath
 from rich.console import Console
 
 from deeplearn.sweep import ledger, study, table, training
@@ -12,7 +11,7 @@ from deeplearn.sweep.staff import Staff
 
 def predicted(root: str) -> set[str]:
     """The held-out units whose prediction is made: those that may be trained."""
-    return set((ledger.read_json(Path(root) / "prediction.json") or {}).get("held_out", {}))
+    return set((ledger.read_json(epath.Path(root) / "prediction.json") or {}).get("held_out", {}))
 
 
 def collect(sweep: Sweep, units: list[Unit], root: str, partial: bool, console: Console) -> None:
@@ -26,14 +25,14 @@ def collect(sweep: Sweep, units: list[Unit], root: str, partial: bool, console: 
     if missing and not partial:
         names = ", ".join(f"{unit} ({state})" for unit, state in missing.items())
         raise SweepError(f"{len(missing)} units have no result: {names}; --partial collects without them")
-    job = training.Job(Path(root), console, Staff(1))
+    job = training.Job(epath.Path(root), console, Staff(1))
     with ledger.hold(root):
         held_out = [u for u in units if u.split == "held_out"]
         if held_out and not _missing(root, [u for u in units if u.split == "fit"]):
             study.predict(sweep, units, job)
-        table.write(Path(root) / "runs.csv", study.rows(job, units))
+        table.write(epath.Path(root) / "runs.csv", study.rows(job, units))
     ended = len(units) - len(_missing(root, units))
-    said = [f"{ended} of {len(units)} units have a result: {Path(root) / 'runs.csv'}"]
+    said = [f"{ended} of {len(units)} units have a result: {epath.Path(root) / 'runs.csv'}"]
     if predicted(root) - tested:
         said.append("the prediction is made: `submit` sends the held-out units now")
     for line in said:

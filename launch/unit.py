@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -83,7 +82,7 @@ def _train(root: str, unit: str, claim: ledger.Claim, is_first: bool, stopping: 
     from deeplearn.train import together
     from deeplearn.train.run import from_json
 
-    run, folder = from_json(ledger.config(root, unit)), Path(claim.folder)
+    run, folder = from_json(ledger.config(root, unit)), claim.folder
     if config.identity(run) != unit:
         raise ConfigError(f"the config.json of unit {unit} describes another run, {config.identity(run)}")
     attempt.keep_programs()

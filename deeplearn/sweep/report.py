@@ -62,7 +62,7 @@ def curves(root: Path, rows: list[Row]) -> Curves:
     """The training loss of each run that has a log: that of its first objective."""
     found = {}
     for row in rows:
-        log = list(metrics.read(Path(ledger.directory(root, row["id"]))))
+        log = list(metrics.read(ledger.directory(root, row["id"])))
         if log:
             loss = next(name for name in log[0] if f"{name}/gradient_norm" in log[0])
             found[row["id"]] = tuple(np.array([line[name] for line in log], np.float64) for name in ("tokens", loss))

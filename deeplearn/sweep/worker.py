@@ -109,7 +109,7 @@ def _branch(root: Path, run: Any, answer: Callable[..., None]) -> Any:
     def ready(step: int) -> None:
         answer(event="branch", id=unit, step=step, steps=run.steps)
 
-    return Branch(run, Path(ledger.directory(root, unit)), lambda: ledger.status(root, unit) == "new", ready)
+    return Branch(run, ledger.directory(root, unit), lambda: ledger.status(root, unit) == "new", ready)
 
 
 # Unit -> its run, its claim, its branches, and who says when it is hopeless; those that have ended are taken out.
@@ -192,11 +192,11 @@ def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
             answer(event="progress", id=unit, **progress._asdict())
 
     def end(how: loop.Result | loop.Ended) -> None:
-        result = attempt.result(how, Path(claim.folder), members)
+        result = attempt.result(how, claim.folder, members)
         ledger.finish(claim, result)
         _end(claims, unit, answer, event=result.pop("status"), **result)
 
-    return cohort.Member(run, Path(claim.folder), observe, claim.check, end, branches)
+    return cohort.Member(run, claim.folder, observe, claim.check, end, branches)
 
 
 def _end(claims: Claims, unit: str, answer: Callable[..., None], /, **event: Any) -> None:

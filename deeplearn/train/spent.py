@@ -4,7 +4,6 @@ A branch does not count what its trunk did (`branches.py`). What a kill threw aw
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ NAME = "spent.json"
 
 def begin(folder: Path, begun: int, lost: int = 0, trunk: str = "") -> None:
     """Note, whole or not at all, that the rows up to step `begun` come from a trunk, and that `lost` more were done."""
-    path = folder / f"{NAME}.tmp{os.getpid()}"
-    path.write_text(json.dumps({"begun": begun, "lost": lost, "trunk": trunk}) + "\n")
-    path.replace(folder / NAME)
+    noted = json.dumps({"begun": begun, "lost": lost, "trunk": trunk})
+    metrics.write_whole(folder / NAME, noted + "\n")
 
 
 def go_on(folder: Path, step: int) -> int:
