@@ -66,6 +66,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError("which sweep? pass --sweep=NAME, for example --sweep=quickstart")
     if _ROOT.value is None and verb != "check":
         raise ConfigError("where to? pass --root=DIR")
+    if broken := {"\\", "\n", "\0"} & set(_ROOT.value or ""):
+        raise ConfigError(
+            f"--root={_ROOT.value!r} has a {broken.pop()!r} in it, which checkpoints cannot be written under"
+        )
     module = cli.load_sweep(flags.FLAGS.sweep)
     overrides = cli.parse_overrides(flags.FLAGS.set)
     from launch import plan  # slow to import: a wrong flag should not wait for it
@@ -83,7 +87,11 @@ def main(argv: list[str]) -> int:
     if wrong:
         return ConfigError.exit_code
     root = root if "://" in root else os.path.abspath(root)
-    return VERBS[verb](Command(sweep, made, units, root, Console()))
+    return VERBS[verb](Command(sweep, made, units, root, _console()))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)  # a file has room for a table
 
 
 def show_plan(command: Command) -> int:

@@ -125,14 +125,12 @@ def table(units: list[Unit], standings: Mapping[str, str], last: Mapping[str, st
     """One row a unit: what differs between them, what each costs, how it stands; and what is told of it last."""
     differ = _differing(units)
     shown = Table(box=None, pad_edge=False)
-    shown.add_column("unit", no_wrap=True)
-    for name in ("split", *differ):
-        shown.add_column(name.removeprefix("optim.").removeprefix("model."))
+    for name in ("unit", "split", *(name.rpartition(".")[2] for name in differ)):
+        shown.add_column(name, no_wrap=True)
     for name in ("params", "tokens", "FLOPs"):
-        shown.add_column(name, justify="right")
-    shown.add_column("state")
-    if last is not None:
-        shown.add_column("told last", overflow="ellipsis")
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name in ("state", *([] if last is None else ["told last"])):
+        shown.add_column(name, no_wrap=True)
     for unit in units:
         flat = config.flatten(unit.run)
         row = [unit.id, unit.split, *(str(flat.get(name, "")) for name in differ)]
@@ -151,7 +149,7 @@ def totals(units: list[Unit], standings: Mapping[str, str]) -> str:
 
 
 def _differing(units: list[Unit]) -> list[str]:
-    """The settings that are not the same in all units, without those that follow from the size or the family."""
+    """The settings that are not the same in all units, without those that tell nothing new."""
     flats = [config.flatten(u.run) for u in units]
     names = dict.fromkeys(name for flat in flats for name in flat)
     differ = [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]

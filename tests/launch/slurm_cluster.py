@@ -35,7 +35,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmdTimeout=10
 KillWait=3
 MessageTimeout=5
 JobRequeue=1
