@@ -27,6 +27,7 @@ from absl import flags
 from rich.console import Console
 
 from deeplearn.config import ConfigError, nearest
+from deeplearn.sweep import ledger
 from experiments import cli
 from launch import backend
 
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"--root={_ROOT.value!r} has a {broken.pop()!r} in it, which checkpoints cannot be written under"
         )
+    ledger.reach(_ROOT.value or "")
     module = cli.load_sweep(flags.FLAGS.sweep)
     overrides = cli.parse_overrides(flags.FLAGS.set)
     from launch import plan  # slow to import: a wrong flag should not wait for it
@@ -110,7 +112,7 @@ def check(command: Command) -> int:
 
 def submit(command: Command) -> int:
     from deeplearn import config
-    from deeplearn.sweep import ledger, study
+    from deeplearn.sweep import study
     from launch import submissions
 
     engine, root = backend.get(_BACKEND.value), command.root

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("which unit? pass --root=DIR --unit=ID")
     stopping = on_signals(_GRACE.value)
     root, unit = _ROOT.value, _UNIT.value
+    ledger.reach(root)
     ledger.config(root, unit)  # a wrong name should not wait for JAX
     if ledger.status(root, unit) in ledger.OVER:
         print(f"unit {unit} has a result already")

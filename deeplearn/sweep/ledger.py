@@ -67,6 +67,18 @@ def directory(root: epath.PathLike, unit: str) -> epath.Path:
     return folder
 
 
+def reach(root: epath.PathLike) -> None:
+    """Raise ConfigError, in one sentence, for a bucket that cannot be read from here; a folder may be missing."""
+    if "://" not in os.fspath(root):
+        return
+    try:
+        epath.Path(root).exists()
+    except KeyError:
+        raise ConfigError(f"'{root}' is no bucket that epath knows, such as gs://NAME or s3://NAME") from None
+    except Exception as error:  # each kind of bucket has errors of its own
+        raise ConfigError(f"'{root}' cannot be read: {str(error).strip() or type(error).__name__}") from None
+
+
 def create(root: epath.PathLike, name: str, units: Mapping[str, Mapping[str, Any]], **versions: str) -> None:
     """Writes sweep.json and each unit's config.json; what is there already stays, further units are added.
 

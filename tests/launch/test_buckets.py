@@ -69,6 +69,16 @@ def test_the_life_of_a_unit_in_a_bucket(root):
     assert not [name for name in Bucket.store if "/." in name or ".tmp" in name]
 
 
+def test_a_bucket_that_cannot_be_read_is_told_in_one_sentence(root, monkeypatch):
+    ledger.reach(root)
+    ledger.reach("/no/such/folder")
+    with pytest.raises(ConfigError, match="no bucket that epath knows"):
+        ledger.reach("memory://x")
+    monkeypatch.setattr(Bucket, "exists", lambda *_: (_ for _ in ()).throw(OSError("forbidden")))
+    with pytest.raises(ConfigError, match="'gs://bucket/sweep' cannot be read: forbidden"):
+        ledger.reach(root)
+
+
 def test_a_record_of_a_submission_stays_in_a_bucket(root):
     fields = ("dl-s-0", root, "python", "/code", "/logs")
     record = {"name": "dl-s-0", "backend": "gke", "handle": "dl-s-0 default", "units": {"0": "a1"}, "time": ""}
