@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from deeplearn import laws
 from deeplearn.config import ConfigError
 from deeplearn.data import sources
-from deeplearn.sweep import ledger, page, report
+from deeplearn.sweep import ledger, page, report, style
 from deeplearn.sweep.grid import Unit
 from experiments import law_report, preflight_report
 from launch import gke, local, queued, slurm, submissions
@@ -177,6 +177,15 @@ def test_pages_escape_what_they_show(tmp_path):
     escaped((tmp_path / "p.html").read_text())
     section = preflight_report.Section(EVIL, EVIL, ((EVIL, (EVIL,), [[EVIL]]),), (EVIL,))
     escaped(preflight_report._html(section, {}))
+
+
+def test_a_unit_is_no_mathematics_to_a_figure(tmp_path):
+    figure = Figure((2, 2))
+    figure.subplots().set_ylabel(style.plain(r"$\nonsense{$"))
+    figure.savefig(tmp_path / "f.png")
+    with pytest.raises(ValueError, match="nonsense"):
+        figure.axes[0].set_ylabel(r"$\nonsense{$")
+        figure.savefig(tmp_path / "f.png")
 
 
 def archive(path, *members):
