@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test test-slow lint bench bench-laws bench-preflight bench-sharding bench-sweep clean
+.PHONY: sweep test test-slow lint bench bench-laws bench-preflight bench-sharding bench-sweep chaos clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.sweep --config=quickstart --root=runs/quickstart
@@ -33,6 +33,9 @@ bench-sharding: $(VENV)/.installed
 
 bench-sweep: $(VENV)/.installed
 	$(BIN)/python -m experiments.bench.sweep
+
+chaos: $(VENV)/.installed-test
+	$(BIN)/python -m experiments.bench.chaos
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,7 +1,9 @@
 """What the entry points share: flags, dotted overrides, config files, and errors as one sentence and an exit code."""
 
 import dataclasses
+import errno
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -17,6 +19,9 @@ from deeplearn.config import ConfigError, nearest, overlay
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 DOTTED = re.compile(r"--?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
+# What a disk refuses, by whatever library and class of exception it comes: its traceback would help nobody.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 flags.disclaim_key_flags()  # the flags defined below belong to the entry point, so its --help shows them
 
 
@@ -24,7 +29,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] = ()) -> None
     """Parses the command line, calls `main(argv)` as `absl.app.run` does, and exits.
 
     An exception with an `exit_code` (ConfigError: 2, Fenced: 3) ends in one line on stderr and that code; so does a
-    wrong flag. Any other exception keeps its traceback.
+    wrong flag, and with 1 what a disk refuses. Any other exception keeps its traceback.
 
     Args:
       main: called with the program's name and the positional arguments; its return value is the exit status.
@@ -36,14 +41,16 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] = ()) -> None
         _exit("interrupted", 130)
     except Exception as error:
         code = getattr(error, "exit_code", None)
+        if code is None and any(os.strerror(number) in str(error) for number in _OF_THE_DISK):
+            _exit(f"error: {error}", 1)
         if code is None:
             raise
         _exit(f"error: {error}" if code == 2 else str(error), code)
 
 
-def define_config_flags() -> None:
-    """Defines --config and --set as flags of the calling entry point."""
-    flags.DEFINE_string("config", None, "A config file, or the bare name of one in experiments/configs.")
+def define_config_flags(config: str = "config") -> None:
+    """Defines --config, or what else it is called, and --set as flags of the calling entry point."""
+    flags.DEFINE_string(config, None, "A config file, or the bare name of one in experiments/configs.")
     flags.DEFINE_multi_string(
         "set",
         [],
@@ -104,6 +111,14 @@ def load_config(name: str) -> types.ModuleType:
         raise ConfigError(f"config file '{path}', line {line}: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config file '{path}' defines no get_config(size=...)")
+    return module
+
+
+def load_sweep(name: str) -> types.ModuleType:
+    """The module in a config file that defines `get_sweep()`, too. Raises ConfigError."""
+    module = load_config(name)
+    if not hasattr(module, "get_sweep"):
+        raise ConfigError(f"config {name!r} has no get_sweep(); experiments.train trains a single run")
     return module
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from rich import box
+from rich import box, markup
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int:
     }
     fit = laws.fit(table, form, replicates=_REPLICATES.value, **options)
 
-    console.print(f"{form.formula}, {fit.n_runs} runs, {table.response} in {fit.unit}", highlight=False)
+    shown = f"{form.formula}, {fit.n_runs} runs, {table.response} in {fit.unit}"
+    console.print(shown, highlight=False, markup=False)
     _print(console, "Parameters", ("name", "value", "95 % from", "to"), law_report.parameters(fit))
     _print(console, "Certificate", None, law_report.certificate(fit))
     if form.allocation is not None:
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> int:
     for grid in tables:
         _print(console, *grid)
     for warning in fit.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/yellow] {markup.escape(warning)}", highlight=False)
     if _OUT.value:
         counts = _read(argv[1], form, "fit", also=("flops", "params_no_embed"))
         _write(Path(_OUT.value), fit, counts, held_out, tables, options, console)
@@ -188,11 +189,11 @@ def _write(
 
 
 def _print(console: Console, title: str, names: tuple[str, ...] | None, rows: list[list[str]]) -> None:
-    grid = Grid(title=title, title_justify="left", box=box.SIMPLE, show_header=names is not None)
+    grid = Grid(title=markup.escape(title), title_justify="left", box=box.SIMPLE, show_header=names is not None)
     for name in names or ("",) * len(rows[0]):
         grid.add_column(name, justify="right")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(markup.escape, row))
     console.print(grid)
 
 

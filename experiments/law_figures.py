@@ -114,7 +114,7 @@ def frontier(fit: laws.Fit, held_out: laws.Table) -> Figure:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:.3g}")
     ax.yaxis.set_minor_formatter("{x:.3g}")
-    ax.set(xlabel="C, training FLOPs", ylabel=f"Loss ({fit.unit})")
+    ax.set(xlabel="C, training FLOPs", ylabel=f"Loss ({style.plain(fit.unit)})")
     ax.legend(loc="upper right")
     end = fit.optimal(budgets[-1]).loss
     ends = f"{end.value:.4g} ({end.lo:.4g} to {end.hi:.4g})"
@@ -139,9 +139,10 @@ def curve(fit: laws.Fit, held_out: laws.Table) -> Figure:
         few = _shown(held_out)
         ax.plot(held_out[name][few], held_out.loss[few], "D", color=HELD_OUT, markersize=5, label="held-out runs")
     style.log_axis(ax.xaxis, places[0] / 1.3, places[-1] * 1.3, powers=top > 1e9)
-    ax.set(xlabel=name, ylabel=f"{fit.table.response} ({fit.unit})")
+    ax.set(xlabel=name, ylabel=f"{style.plain(fit.table.response)} ({style.plain(fit.unit)})")
     ax.legend()
-    style.title(figure, f"At ten times the largest run the law expects {fit.curve(x.max() * 10):.4g} {fit.unit}")
+    expected = f"{fit.curve(x.max() * 10):.4g} {style.plain(fit.unit)}"
+    style.title(figure, f"At ten times the largest run the law expects {expected}")
     return figure
 
 

@@ -59,9 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _study(staff: Staff) -> int:
-    module = cli.load_config(flags.FLAGS.config)
-    if not hasattr(module, "get_sweep"):
-        raise ConfigError(f"config {flags.FLAGS.config!r} has no get_sweep(); experiments.train trains a single run")
+    module = cli.load_sweep(flags.FLAGS.config)
     if (_TARGET.value is None) != (_WIDTH.value is None):
         raise ConfigError("an active sweep takes both --target_flops and --target_width")
     import jax  # slow to import: a wrong flag should not wait for it

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -90,9 +91,15 @@ def fetch(source: Source) -> Path:
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """{name: content} of the regular files in a .tar.gz whose names are wanted, sorted; nothing is unpacked."""
-    with tarfile.open(path, "r|gz") as archive:
-        contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile() and wanted(m.name)}
+    """{name: content} of the regular files in a .tar.gz whose names are wanted, sorted; nothing is unpacked.
+
+    Raises ConfigError for an archive that is damaged.
+    """
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile() and wanted(m.name)}
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise ConfigError(f"'{path}' is no sound .tar.gz: {error}") from None
     return dict(sorted(contents.items()))
 
 

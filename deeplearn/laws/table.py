@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 # Names under which people keep these columns, best first; compared in lower case.
 NAMES = {
@@ -182,7 +183,7 @@ def read_csv(
     """Reads anyone's table of runs.
 
     Args:
-      path: a csv file whose first line names its columns.
+      path: a csv file, in a folder or a bucket, whose first line names its columns.
       wanted: the columns that the law reads (`Form.columns`).
       response: the column that it predicts.
       names: wanted name -> the file's name for it; names that are not given are guessed (`NAMES`). Without a column of
@@ -252,12 +253,13 @@ def read_csv(
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     """The lines of a csv file that are not empty, each with its number in the file; the first names the columns."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        in_bucket = "://" in os.fspath(path)
+        with epath.Path(path).open() if in_bucket else open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             for row in filter(None, reader):
                 yield reader.line_num, row
     except OSError as error:
-        raise TableError(f"cannot read {os.fspath(path)!r}: {error.strerror}") from None
+        raise TableError(f"cannot read {os.fspath(path)!r}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{os.fspath(path)!r} is not a csv file in UTF-8: {error}") from None
 

@@ -37,7 +37,7 @@ def spent(root: Path, units: list[Unit]) -> dict[str, float]:
     known, results, taken = {u.id: u for u in units}, ledger.results(root), {}
     for id, description in ledger.units(root).items():
         noted = results.get(id, {}).get("steps_spent")
-        if updates := steps.steps(Path(ledger.directory(root, id))) if noted is None else noted:
+        if updates := steps.steps(ledger.directory(root, id)) if noted is None else noted:
             with contextlib.suppress(ConfigError):  # of a version that wrote other configurations
                 unit = known.get(id) or unit_of(from_json(description), "fit")
                 taken[id] = unit.flops * updates / unit.run.steps

@@ -43,7 +43,7 @@ def losses(root: Path, unit: str, run: Run) -> tuple[float, float] | None:
     name = families.get(run.family).objectives(run.model)[0].name
     at, count = -(-run.steps // AT), -(-run.steps // WINDOW)
     first, last = [], []
-    for row in metrics.read(Path(ledger.directory(root, unit))):
+    for row in metrics.read(ledger.directory(root, unit)):
         if row["step"] <= count:
             first.append(row[name])
         if at - count < row["step"] <= at:

@@ -30,6 +30,7 @@ from etils import epath
 
 from deeplearn.config import ConfigError, nearest
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a unit: one folder's, and nothing to a shell or a page
 OVER = ("done", "diverged", "hopeless")  # what a unit with a result is
 
 
@@ -57,8 +58,25 @@ class Claim:
 
 
 def directory(root: epath.PathLike, unit: str) -> epath.Path:
-    """Where everything about one unit lies."""
-    return epath.Path(root) / "units" / unit
+    """Where everything about one unit lies. Raises ConfigError for an id that is no name of a folder under the root."""
+    if not NAME.fullmatch(unit):
+        raise ConfigError(f"'{unit:.80}' is no id of a unit: ids are letters, digits, _ and -")
+    folder = epath.Path(root) / "units" / unit
+    if not _is_bucket(folder) and os.path.islink(folder):
+        raise ConfigError(f"'{folder}' is a link, and units are folders of their sweep's root")
+    return folder
+
+
+def reach(root: epath.PathLike) -> None:
+    """Raise ConfigError, in one sentence, for a bucket that cannot be read from here; a folder may be missing."""
+    if "://" not in os.fspath(root):
+        return
+    try:
+        epath.Path(root).exists()
+    except KeyError:
+        raise ConfigError(f"'{root}' is no bucket that epath knows, such as gs://NAME or s3://NAME") from None
+    except Exception as error:  # each kind of bucket has errors of its own
+        raise ConfigError(f"'{root}' cannot be read: {str(error).strip() or type(error).__name__}") from None
 
 
 def create(root: epath.PathLike, name: str, units: Mapping[str, Mapping[str, Any]], **versions: str) -> None:
@@ -90,14 +108,18 @@ def create(root: epath.PathLike, name: str, units: Mapping[str, Mapping[str, Any
 
 def units(root: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Every unit's description by its id, sorted."""
-    ids = sorted(path.name for path in _listing(epath.Path(root) / "units"))
+    names = sorted(path.name for path in _listing(epath.Path(root) / "units"))
+    ids = [name for name in names if NAME.fullmatch(name)]
     found = {unit: read_json(directory(root, unit) / "config.json") for unit in ids}
     return {unit: description for unit, description in found.items() if description is not None}
 
 
 def config(root: epath.PathLike, unit: str) -> dict[str, Any]:
-    """One unit's description. Raises ConfigError if there is no such unit."""
-    description = read_json(directory(root, unit) / "config.json")
+    """One unit's description. Raises ConfigError if there is no such unit, or its file is damaged."""
+    path = directory(root, unit) / "config.json"
+    description = read_json(path)
+    if description is None and path.exists():
+        raise ConfigError(f"'{path}' is damaged or cannot be read; the sweep's own command writes it anew")
     if description is None:
         raise ConfigError(f"no unit of '{root}' is called '{unit}'{nearest(unit, units(root))}")
     return description
@@ -177,14 +199,14 @@ def last_attempt(root: epath.PathLike, unit: str) -> int:
 def begun_with(root: epath.PathLike, unit: str) -> tuple[str, ...]:
     """The ids of the cohort that a unit's latest attempt trained it in, its own among them; () if there was none."""
     attempt = read_json(directory(root, unit) / "attempts" / f"{last_attempt(root, unit)}.json")
-    return tuple(attempt.get("cohort", unit).split()) if attempt else ()
+    return tuple(str(attempt.get("cohort", unit)).split()) if attempt else ()
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any] | None:
     """The object in a JSON file, or None if the file is missing, empty, torn or holds something else."""
     try:
         value = json.loads(epath.Path(path).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

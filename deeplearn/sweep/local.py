@@ -151,12 +151,12 @@ def _described(units: list[Unit]) -> list[dict[str, Any]]:
 
 
 def _checkpoints(root: Path, unit: str) -> Path:
-    return Path(ledger.directory(root, unit)) / "checkpoints"
+    return ledger.directory(root, unit) / "checkpoints"
 
 
 def _party(root: Path, unit: str) -> tuple[str, ...]:
     """The ids of the cohort of trunks, one of which has left this unit its start; () if none has."""
-    trunk = spent.trunk(Path(ledger.directory(root, unit)))
+    trunk = spent.trunk(ledger.directory(root, unit))
     return ledger.begun_with(root, trunk) if trunk and checkpoint.exists(_checkpoints(root, unit)) else ()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 
@@ -61,7 +62,7 @@ def curves(root: Path, rows: list[Row]) -> Curves:
     """The training loss of each run that has a log: that of its first objective."""
     found = {}
     for row in rows:
-        log = list(metrics.read(Path(ledger.directory(root, row["id"]))))
+        log = list(metrics.read(ledger.directory(root, row["id"])))
         if log:
             loss = next(name for name in log[0] if f"{name}/gradient_norm" in log[0])
             found[row["id"]] = tuple(np.array([line[name] for line in log], np.float64) for name in ("tokens", loss))
@@ -125,7 +126,7 @@ def _print(
     table = Table(*shown, box=None, pad_edge=False)
     for row in cells:
         named = dict(zip(columns, row, strict=True))
-        table.add_row(*(named[name] for name in shown))
+        table.add_row(*(markup.escape(named[name]) for name in shown))
     console.print(table, highlight=False)
 
 

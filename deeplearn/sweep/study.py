@@ -107,16 +107,26 @@ def run(
         _enter(sweep, units, job)
         training.learn_rates(job, units)
         units, fit = _fitted(sweep, units, list(candidates), aim, job)
-        predictions = _predict(sweep, _rows(job, units), fit, root, console)
+        predictions = _predict(sweep, rows(job, units), fit, root, console)
         training.train(job, units, "held_out")
-        rows = _rows(job, units)
+        told = rows(job, units)
         without = training.not_fitted(job, units)
-        law = {**fit.to_json(), "count": sweep.count, "held_out": _compare(root, rows, predictions)}
+        law = {**fit.to_json(), "count": sweep.count, "held_out": _compare(root, told, predictions)}
         law |= {"not_fitted": without, "rounds": active.read(root)}
-        law |= {"noise_floor": laws.plain(_floor(fit.table, _used(rows), units))}
-        table.write(root / "runs.csv", rows)
+        law |= {"noise_floor": laws.plain(_floor(fit.table, _used(told), units))}
+        table.write(root / "runs.csv", told)
         ledger.write_json(root / "law.json", law)
-    return Study(rows, fit, law)
+    return Study(told, fit, law)
+
+
+def predict(sweep: Sweep, units: list[Unit], job: training.Job) -> dict[str, Any]:
+    """Fit what is there, and predict the held-out runs; returns what prediction.json says of each, by id.
+
+    For units that others train. Raises ConfigError as `check` does, and SweepError when too few runs were done.
+    """
+    check(units)
+    told = rows(job, units)
+    return _predict(sweep, told, _fit(sweep, told, units, job), job.root, job.console)
 
 
 def _enter(sweep: Sweep, units: list[Unit], job: training.Job) -> None:
@@ -134,14 +144,14 @@ def _fitted(
     rounds = active.read(job.root)
     while True:
         training.train(job, units, "fit", active.note(rounds, aim))
-        rows = _rows(job, units)
-        fit = _fit(sweep, rows, units, job)
+        told = rows(job, units)
+        fit = _fit(sweep, told, units, job)
         if aim is None:
             return units, fit
         left = [u for u in candidates if u not in units]
-        flops = sum(r["flops"] for r in _used(rows))
-        told = active.decide(fit, flops, aim, left, sweep.count, training.room(job, units))
-        rounds = [*(r for r in rounds if r["chosen"]), told]
+        flops = sum(r["flops"] for r in _used(told))
+        decided = active.decide(fit, flops, aim, left, sweep.count, training.room(job, units))
+        rounds = [*(r for r in rounds if r["chosen"]), decided]
         active.write(job.root, rounds)
         for line in active.sentences(rounds, candidates, fit.unit):
             job.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -152,7 +162,8 @@ def _fitted(
         _enter(sweep, new, job)
 
 
-def _rows(job: training.Job, units: list[Unit]) -> list[table.Row]:
+def rows(job: training.Job, units: list[Unit]) -> list[table.Row]:
+    """The runs table as it is now."""
     return table.rows(job.root, units, {told["id"]: told["status"] for told in training.not_fitted(job, units)})
 
 

@@ -70,6 +70,11 @@ def key(ax: Axes, sizes: dict[float, Any], count: str) -> None:
     )  # fmt: skip
 
 
+def plain(text: str) -> str:
+    """Text of others for matplotlib, which else reads what stands between dollars as mathematics and refuses some."""
+    return text.replace("$", r"\$")
+
+
 def title(figure: Figure, text: str) -> None:
     """The finding, bold, from the left edge."""
     figure.suptitle(textwrap.fill(text, 88), x=0.01, ha="left", fontsize=10, fontweight="bold")

@@ -1,13 +1,14 @@
 """The runs table: one row a run, from the ledger's files alone."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deeplearn.sweep import ledger
 from deeplearn.sweep.grid import Unit
-from deeplearn.train import spent
+from deeplearn.train import metrics, spent
 
 COLUMNS = (
     "id", "family", "size", "params", "params_no_embed", "params_active", "tokens", "flops", "flops_6nd", "flops_spent",
@@ -44,9 +45,8 @@ def _row(unit: Unit, result: dict[str, Any], status: str, steps_spent: int) -> R
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write runs.csv at once, so that a reader never sees half of it."""
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    metrics.write_whole(path, text.getvalue())

@@ -42,13 +42,11 @@ def main() -> None:
             answers.write(json.dumps(fields) + "\n")
             answers.flush()
 
-    import jax  # slow, and the affinity comes first
+    # Slow: after the affinity, and now, while the parent still counts, not at the first task.
+    from deeplearn.sweep import attempt
+    from deeplearn.train import cohort  # noqa: F401
 
-    import deeplearn.train.cohort  # noqa: F401 (now, while the parent still counts, and not at the first task)
-    from deeplearn.data.sources import cache_dir
-
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    attempt.keep_programs()
     answer(event="ready")
     while not stopping.is_set() and (line := lines.get()):
         task = json.loads(line)
@@ -113,7 +111,7 @@ def _branch(root: Path, run: Any, answer: Callable[..., None]) -> Any:
     def ready(step: int) -> None:
         answer(event="branch", id=unit, step=step, steps=run.steps)
 
-    return Branch(run, Path(ledger.directory(root, unit)), lambda: ledger.status(root, unit) == "new", ready)
+    return Branch(run, ledger.directory(root, unit), lambda: ledger.status(root, unit) == "new", ready)
 
 
 # Unit -> its run, its claim, its branches, and who says when it is hopeless; those that have ended are taken out.
@@ -122,7 +120,7 @@ Claims = dict[str, tuple[Any, Any, Any, Any]]
 
 def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Event) -> None:
     """Train the claimed runs together; what cannot be is tried in two halves, so that one run fails alone."""
-    from deeplearn.sweep import ledger
+    from deeplearn.sweep import attempt, ledger
     from deeplearn.train import loop
 
     groups = [claims]
@@ -133,7 +131,7 @@ def _train(claims: Claims, answer: Callable[..., None], stopping: threading.Even
             for unit in [u for g in (group, *groups) for u in g]:
                 answer(event="stopped", id=unit, message=str(error))
             return
-        for unit in [u for u, (_, claim, *_) in group.items() if not _is_mine(claim)]:
+        for unit in [u for u, (_, claim, *_) in group.items() if not attempt.is_mine(claim)]:
             _end(group, unit, answer, event="fenced", message=f"unit {unit} belongs to a later attempt")
             error = None
         if not group:
@@ -173,22 +171,16 @@ def _attempt(claims: Claims, answer: Callable[..., None], stopping: threading.Ev
 
 def _alone(member: Any, stopping: threading.Event, tell: Callable[[str], None]) -> None:
     """Train one run by the loop that has no axis of members."""
-    from deeplearn import sharding
-    from deeplearn.train import loop
+    from deeplearn.sweep import attempt
 
-    run = member.run
-    sharding.check_all_used(sharding.make_mesh(run.mesh))
-    try:
-        writes = member.observe, member.may_write
-        member.end(loop.train(run, member.folder, *writes, stopping.is_set, tell, branches=member.branches))
-    except loop.Ended as ended:
-        member.end(ended)
+    writes = {"observe": member.observe, "may_write": member.may_write, "should_stop": stopping.is_set}
+    member.end(attempt.train(member.run, member.folder, **writes, tell=tell, branches=member.branches))
 
 
 def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
     """A claimed unit as a member of a cohort: it tells where it is, and records how it ends."""
-    from deeplearn.sweep import ledger
-    from deeplearn.train import cohort, loop, spent
+    from deeplearn.sweep import attempt, ledger
+    from deeplearn.train import cohort, loop
 
     run, claim, branches, watch = claims[unit]
     members = len(claims)
@@ -202,30 +194,16 @@ def _member(claims: Claims, unit: str, answer: Callable[..., None]) -> Any:
             answer(event="progress", id=unit, **progress._asdict())
 
     def end(how: loop.Result | loop.Ended) -> None:
-        if isinstance(how, loop.Ended):
-            result = {"status": how.status, "loss": None, "message": str(how), "members": members}
-        else:
-            result = {"status": "done", **how._asdict(), "members": members}
-        result["steps_spent"] = spent.steps(Path(claim.folder))
+        result = attempt.result(how, claim.folder, members)
         ledger.finish(claim, result)
         _end(claims, unit, answer, event=result.pop("status"), **result)
 
-    return cohort.Member(run, Path(claim.folder), observe, claim.check, end, branches)
+    return cohort.Member(run, claim.folder, observe, claim.check, end, branches)
 
 
 def _end(claims: Claims, unit: str, answer: Callable[..., None], /, **event: Any) -> None:
     del claims[unit]
     answer(id=unit, **event)
-
-
-def _is_mine(claim: Any) -> bool:
-    from deeplearn.sweep import ledger
-
-    try:
-        claim.check()
-    except ledger.Fenced:
-        return False
-    return ledger.read_json(claim.folder / "result.json") is None
 
 
 if __name__ == "__main__":

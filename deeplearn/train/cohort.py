@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import branches as forks, loop, memory, spent, state as states
+from deeplearn.train import branches as forks, loop, memory, metrics as records, spent, state as states
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
-from deeplearn.train.loop import Diverged, Ended, Progress, Result, Stopped
+from deeplearn.train.loop import Diverged, Ended, NotFinite, Progress, Result, Stopped
 from deeplearn.train.metrics import Log
 from deeplearn.train.once import once
 from deeplearn.train.run import Run
@@ -106,11 +106,15 @@ def stacked(program: Run, mesh: Mesh, each: Sequence[State]) -> State:
 
 
 def _restore(
-    program: Run, mesh: Mesh, stores: Sequence[Checkpoints], tell: Callable[[str], None]
+    program: Run, mesh: Mesh, stores: Sequence[Checkpoints], rows: int, tell: Callable[[str], None]
 ) -> tuple[State, list[dict[str, Any]]] | None:
-    """States of all members from the newest step that each has a sound checkpoint of, and what lay beside them."""
+    """States of all members from the newest step that each has a sound checkpoint of, and what lay beside them.
+
+    rows: of the shortest log. If it has lost some, a step from before the loss is taken where there is one.
+    """
     abstract = states.abstract(program, mesh)
-    for step in sorted(set.intersection(*(set(store.steps) for store in stores)), reverse=True):
+    common = set.intersection(*(set(store.steps) for store in stores))
+    for step in sorted({step for step in common if step <= rows} or common, reverse=True):
         found = [store.restore_at(step, abstract, tell) for store in stores]
         if all(found):
             return stacked(program, mesh, [state for state, _ in found]), [saved for _, saved in found]
@@ -128,7 +132,8 @@ def _together(
     with loop.on_mesh(mesh), contextlib.ExitStack() as stack:
         stores = [stack.enter_context(Checkpoints(m.folder / "checkpoints")) for m in members]
         feeds = [data.train_iterator(run.data, run.batch_size, m.run.seed) for m in members]
-        restored = _restore(program, mesh, stores, tell)
+        rows = min(records.rows(m.folder) for m in members)
+        restored = _restore(program, mesh, stores, rows, tell)
         fresh = [{"wall_s": 0.0, "iterator": feed.get_state()} for feed in feeds]
         state, saved = restored or (stacked(program, mesh, [states.create(m.run, mesh) for m in members]), fresh)
         for feed, kept in zip(feeds, saved, strict=True):
@@ -155,6 +160,7 @@ def _together(
         def save(wait: bool = False) -> None:
             for i, member in live.items():
                 member.may_write()
+                logs[i].sync()
                 beside = {"iterator": feeds[i].get_state(), "wall_s": wall_s(i)}
                 stores[i].save(step, pick(state, i), beside, wait)
 
@@ -169,7 +175,8 @@ def _together(
                     member.observe(Progress(step, run.steps, float(metrics_K[main].mean()), rate))
                 except Ended as ended:
                     del live[i]
-                    member.end(ended)
+                    found = isinstance(ended, NotFinite)
+                    member.end(loop.explained(member.run, mesh, stores[i], ended, tell) if found else ended)
 
         pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
         while step < run.steps and live:

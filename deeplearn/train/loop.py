@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from deeplearn import data, families, sharding
 from deeplearn.config import ConfigError
-from deeplearn.train import branches as forks, spent, state as states, transfer
+from deeplearn.train import blame, branches as forks, metrics as logs, spent, state as states, together, transfer
 from deeplearn.train.checkpoint import Checkpoints, fingerprint
 from deeplearn.train.metrics import Log
 from deeplearn.train.once import once
@@ -24,6 +24,7 @@ from deeplearn.train.run import Run, program
 from deeplearn.train.state import State
 from deeplearn.train.step import make_steps
 from deeplearn.train.together import Votes
+from deeplearn.train.watchdog import Watchdog
 
 
 class Progress(NamedTuple):
@@ -63,6 +64,14 @@ class Diverged(Ended):
     """The loss is not a finite number any more."""
 
     status = "diverged"
+
+
+class NotFinite(Diverged):
+    """The first metric that is not finite, and the exact update whose it is."""
+
+    def __init__(self, metric: str, step: int):
+        super().__init__(f"{metric} is not a finite number at step {step}")
+        self.step = step
 
 
 class Hopeless(Ended):
@@ -171,10 +180,42 @@ def check_data(run: Run) -> None:
 
 
 def check_finite(first_step: int, metrics_K: dict[str, np.ndarray]) -> None:
-    """Raise Diverged that names the first broken metric of a dispatch."""
-    broken = [name for name, values in metrics_K.items() if not np.isfinite(values).all()]
+    """Raise NotFinite for the first broken metric of a dispatch, and its step."""
+    broken = {name: int(np.argmin(ok)) for name, x in metrics_K.items() if not (ok := np.isfinite(x)).all()}
     if broken:
-        raise Diverged(f"{broken[0]} is not a finite number near step {first_step}")
+        metric = min(broken, key=lambda name: (broken[name], name.endswith("norm")))
+        raise NotFinite(metric, first_step + broken[metric])
+
+
+def explained(
+    run: Run, mesh: Mesh, checkpoints: Checkpoints, broken: NotFinite, tell: Callable[[str], None]
+) -> Diverged:
+    """The same with the path of the first tensor that was not finite.
+
+    The state is gone by then, so the run is replayed from its newest checkpoint: a healthy step pays nothing for this.
+    All processes of a job call it alike.
+    """
+    try:
+        why = _replay(run, mesh, checkpoints, broken.step, tell)
+    except Exception as error:  # what is wrong here must not hide what the run has come to
+        why = f"where it began could not be found: {type(error).__name__}: {error}".splitlines()[0]
+    return Diverged(f"{broken}; {why}")
+
+
+def _replay(run: Run, mesh: Mesh, checkpoints: Checkpoints, bad: int, tell: Callable[[str], None]) -> str:
+    checkpoints.wait()
+    batches = data.train_iterator(run.data, run.batch_size, run.seed, sharding.rows_here(mesh, run.batch_size))
+    state, saved = checkpoints.restore(states.abstract(run, mesh), tell) or (states.create(run, mesh), {})
+    batches.set_state(saved.get("iterator", batches.get_state()))
+    step = int(jax.device_get(state.step))
+    while step < bad:
+        count = dispatch(run, step)
+        batch = put(run, batches.take(count), sharding.of_batch(mesh, 1), run.batch_size)
+        if step + count >= bad:
+            return blame.first(program(run), state, batch, step)
+        state, _ = compiled_steps(program(run), mesh, count)(state, batch)
+        step += count
+    return "its newest checkpoint is from after that"
 
 
 def evaluate(run: Run, state: State, mesh: Mesh) -> float:
@@ -217,6 +258,7 @@ def train(
     tell: Callable[[str], None] = print,
     tensorboard: bool = False,
     branches: Sequence[forks.Branch] = (),
+    patience_s: float = math.inf,
 ) -> Result:
     """Train `run` in `workdir`, going on from its newest sound checkpoint, and evaluate it.
 
@@ -224,14 +266,16 @@ def train(
 
     observe: called about once a dispatch; may raise Ended. may_write: called before anything is written; raises if
     another process has taken the run over. should_stop: asked once a dispatch; True, in any process, saves and raises
-    Stopped in all. tell: gets one-line messages. branches: shorter runs that get their start from this one. Raises
-    Ended, Stopped, ConfigError and what may_write raises.
+    Stopped in all. tell: gets one-line messages. branches: shorter runs that get their start from this one.
+    patience_s: the process ends (`watchdog.py`) if one dispatch takes longer. Raises Ended, Stopped, ConfigError and
+    what may_write raises.
     """
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)
     with on_mesh(mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
         batches = data.train_iterator(run.data, run.batch_size, run.seed, sharding.rows_here(mesh, run.batch_size))
-        restored = checkpoints.restore(states.abstract(run, mesh), tell)
+        rows = together.from_first(logs.rows(workdir))
+        restored = checkpoints.restore(states.abstract(run, mesh), tell, rows)
         state, saved = restored or (states.create(run, mesh), {"wall_s": 0.0, "iterator": batches.get_state()})
         batches.set_state(saved["iterator"])
         step = int(jax.device_get(state.step))
@@ -250,6 +294,8 @@ def train(
 
         def save(wait: bool = False) -> None:
             may_write()
+            if log:
+                log.sync()
             checkpoints.save(step, state, {"iterator": batches.get_state(), "wall_s": wall_s()}, wait)
 
         def write(first_step: int, metrics: dict[str, Array]) -> None:
@@ -260,7 +306,16 @@ def train(
             loss = float(metrics_K[main_objective].mean())
             observe(Progress(step, run.steps, loss, run.tokens_per_step * (step - begun) / max(wall_s(), 1e-9)))
 
-        with contextlib.closing(log) if log else contextlib.nullcontext():
+        @contextlib.contextmanager
+        def explaining() -> Iterator[None]:
+            try:
+                yield
+            except NotFinite as broken:
+                jax.tree.map(lambda x: x.delete(), state)  # there may be no room for a second one
+                raise explained(run, mesh, checkpoints, broken, tell) from None
+
+        writing = contextlib.closing(log) if log else contextlib.nullcontext()
+        with explaining(), writing, Watchdog(patience_s) as watchdog:
             pending: list[Any] = []  # the metrics of the dispatch before, read while this one runs
             while step < run.steps:
                 if step in leaving:
@@ -277,6 +332,7 @@ def train(
                     write(*pending)
                 pending = [step + 1, metrics]
                 step += count
+                watchdog.pat()
                 stop, due = votes.any(should_stop(), time.monotonic() - saved_at > run.checkpoint_seconds)
                 if stop or due or step == run.steps:
                     write(*pending)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -9,6 +10,21 @@ from typing import IO, Any
 import numpy as np
 
 NAME = "metrics.jsonl"
+
+
+def is_bucket(path: os.PathLike[str]) -> bool:
+    """Whether a path names objects, which appear whole and take no appended lines."""
+    return "://" in os.fspath(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in place of the old one if there is one."""
+    if is_bucket(path):
+        path.write_text(text)
+        return
+    partial = path.parent / f"{path.name}.tmp{os.getpid()}"
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def read(directory: Path) -> Iterator[dict[str, Any]]:
@@ -36,12 +52,20 @@ def copy(source: Path, target: Path, step: int) -> IO[str]:
     lines = (source / NAME).read_text().splitlines(keepends=True) if (source / NAME).exists() else []
     kept = [line for line in lines[:step] if line.endswith("\n")]
     if len(kept) != step or (kept and json.loads(kept[-1])["step"] != step):
-        raise ValueError(f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint")
-    path = target / f"{NAME}.tmp{os.getpid()}"
-    file = path.open("w")
+        raise ValueError(
+            f"{source / NAME} has {len(kept)} of the {step} rows before the checkpoint: put the whole file back, or "
+            f"remove {source / 'checkpoints'} to train this run anew"
+        )
+    if is_bucket(target):
+        file = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the caller's to close)
+        write_whole(target / NAME, "".join(kept))
+    else:
+        path = target / f"{NAME}.tmp{os.getpid()}"
+        file = path.open("w")
     file.writelines(kept)
     file.flush()
-    path.replace(target / NAME)
+    if not is_bucket(target):
+        path.replace(target / NAME)
     return file
 
 
@@ -49,11 +73,13 @@ class Log:
     """Appends rows to `directory/metrics.jsonl`, and mirrors them to TensorBoard if asked.
 
     Opening for step n keeps the rows up to n and drops later ones, in a new file that replaces the old: a process that
-    was fenced out keeps writing into the file that is gone.
+    was fenced out keeps writing into the file that is gone. In a bucket the rows arrive with `sync`, all of them each
+    time; those after the last one are lost with the process, and are not those of any checkpoint.
     """
 
     def __init__(self, directory: Path, step: int, tensorboard: bool = False):
         self._file = copy(directory, directory, step)
+        self._bucket = directory / NAME if is_bucket(directory) else None
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import
@@ -71,6 +97,14 @@ class Log:
                 for name, value in zip(names, values, strict=True):
                     self._board.add_scalar(name, value, step)
         self._file.flush()
+
+    def sync(self) -> None:
+        """Return once the rows are on disk: a checkpoint is of no use without those before it."""
+        if self._bucket is None:
+            os.fsync(self._file.fileno())
+            return
+        self._file.seek(0)
+        write_whole(self._bucket, self._file.read())
 
     def close(self) -> None:
         self._file.close()

@@ -4,8 +4,8 @@ A branch does not count what its trunk did (`branches.py`). What a kill threw aw
 """
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 from deeplearn.train import metrics
 
@@ -14,9 +14,8 @@ NAME = "spent.json"
 
 def begin(folder: Path, begun: int, lost: int = 0, trunk: str = "") -> None:
     """Note, whole or not at all, that the rows up to step `begun` come from a trunk, and that `lost` more were done."""
-    path = folder / f"{NAME}.tmp{os.getpid()}"
-    path.write_text(json.dumps({"begun": begun, "lost": lost, "trunk": trunk}) + "\n")
-    path.replace(folder / NAME)
+    noted = json.dumps({"begun": begun, "lost": lost, "trunk": trunk})
+    metrics.write_whole(folder / NAME, noted + "\n")
 
 
 def go_on(folder: Path, step: int) -> int:
@@ -40,11 +39,18 @@ def steps(folder: Path) -> int:
 
 def trunk(folder: Path) -> str:
     """The name of the trunk that has left the start which no attempt has taken up yet; "" if there is none."""
-    path = folder / NAME
-    return json.loads(path.read_text()).get("trunk", "") if path.exists() else ""
+    return _read(folder).get("trunk", "")
 
 
 def _noted(folder: Path) -> tuple[int, int]:
-    path = folder / NAME
-    noted = json.loads(path.read_text()) if path.exists() else {"begun": 0, "lost": 0}
-    return noted["begun"], noted["lost"]
+    noted = _read(folder)
+    return noted.get("begun", 0), noted.get("lost", 0)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What was noted; nothing if the file is missing or damaged: a count is no reason to train no further."""
+    try:
+        noted = json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}

@@ -48,8 +48,13 @@ def _gradient(run: Run, objective: Objective, state: State, batch: Any, key: Arr
     return mean, {k: jnp.mean(v) for k, v in metrics.items()}, collections
 
 
-def make_step(run: Run) -> Callable[[State, dict[str, Array]], tuple[State, Metrics]]:
-    """(state, batch) -> (state after one update, metrics of this update). Pure; the caller compiles it."""
+def make_step(
+    run: Run, see: Callable[[str, Any], None] = lambda objective, grads: None
+) -> Callable[[State, dict[str, Array]], tuple[State, Metrics]]:
+    """(state, batch) -> (state after one update, metrics of this update). Pure; the caller compiles it.
+
+    see: gets each objective's gradients as the update is traced.
+    """
     objectives = families.get(run.family).objectives(run.model)
 
     def step(state: State, batch: dict[str, Array]) -> tuple[State, Metrics]:
@@ -58,6 +63,7 @@ def make_step(run: Run) -> Callable[[State, dict[str, Array]], tuple[State, Metr
         metrics: Metrics = {"learning_rate": rate}
         for i, objective in enumerate(objectives):
             grads, found, collections = _gradient(run, objective, state, batch, jax.random.fold_in(key, i))
+            see(objective.name, grads)
             trained = trained_by(objective, state.params)
             updates, opt = recipe(run, objective, state.hyper).update(grads, state.opt[objective.name], trained)
             trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)

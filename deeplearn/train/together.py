@@ -43,3 +43,8 @@ def _count(where: NamedSharding, shape: tuple[int, int]) -> jax.stages.Compiled:
 def everywhere(mine: bool) -> bool:
     """Whether all processes say yes; waits for them."""
     return bool(np.all(multihost_utils.process_allgather(np.array(mine)))) if jax.process_count() > 1 else mine
+
+
+def from_first(mine: int) -> int:
+    """The number that process 0 gives; waits for all."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(mine))) if jax.process_count() > 1 else mine

@@ -116,4 +116,4 @@ def test_a_process_reads_the_rows_of_its_devices():
 def test_process_0_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(processes, "PATIENCE_S", 0.3)
     with pytest.raises(processes.Unreachable, match=r"process 0 does not answer at 127\.0\.0\.1:\d+"):
-        processes._wait_for(f"127.0.0.1:{free_port()}")
+        processes._wait_for(f"127.0.0.1:{free_port()}", 1)
