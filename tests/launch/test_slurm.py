@@ -9,7 +9,7 @@ import time
 
 import pytest
 import slurm_cluster
-from commands import LONG, SHORT, Launch, write_config
+from commands import LONG, ROOT, SHORT, Launch, write_config
 from slurm_cluster import wait_until
 
 from deeplearn.train import metrics
@@ -67,27 +67,27 @@ def rows(launch):
 
 
 def test_a_sweep_under_a_hostile_name_is_trained_once_whatever_is_submitted_again(cluster, slurm, whole):
-    launch = slurm("a 'b' \"c\" $(touch x) `touch y`; touch z & %j", SHORT)
+    launch = slurm("a 'b' \"c\" $(touch x) `touch y`; touch z & %j", SHORT + LONG)
     assert "to start at" in launch("submit", "--dry_run")
     assert not launch.root.exists()
     launch("submit", "--max_parallel=1")
-    assert "nothing to send" in launch("submit")
+    assert "5 units have no result" in launch("collect", code=1)
     (record,) = (launch.root / "submissions").glob("*.json")
     told = json.loads(record.read_text())
     record.write_text(json.dumps(told | {"handle": None}))  # as a command leaves it that dies right after sbatch
     assert "units are live" in (said := launch("submit")) and "nothing to send" in said
     assert json.loads(record.read_text()) == told
-    assert "live" in launch("status")
-    assert "units have no result" in launch("collect", code=1)
+    assert " live " in launch("status")
     ended(launch, cluster)
     assert "nothing to send" in launch("submit")
-    assert launch.attempts() == [1] * 4 and len(list((launch.root / "submissions").iterdir())) == 1
+    assert launch.attempts() == [1] * 5 and len(list((launch.root / "submissions").iterdir())) == 1
     launch("collect")
     with (launch.root / "runs.csv").open() as file:
         table = {row["id"]: float(row["loss"]) for row in csv.DictReader(file)}
-    assert table == {unit: whole[unit][0] for unit in table} and len(table) == 4
+    assert table == {unit: whole[unit][0] for unit in table} and len(table) == 5
     assert launch.facts() == {unit: whole[unit] for unit in table}
-    assert {path.name for path in launch.root.parent.iterdir()} == {launch.root.name, "sweep.py", "__pycache__"}
+    assert not [path for path in (launch.root.parent, *launch.root.parents) if any((path / n).exists() for n in "xyz")]
+    assert not any((ROOT / name).exists() for name in "xyz")
 
 
 def test_without_a_controller_submit_refuses_and_units_go_on(cluster, slurm, whole):
@@ -118,7 +118,6 @@ def test_two_nodes_that_are_requeued_go_on_to_the_same_bits(cluster, slurm):
     assert disturbed.facts() == calm.facts()
     second = disturbed.logs().split("attempt 2")[1]
     assert int(re.search(r"step (\d+)/600", second)[1]) > 40, second
-    assert "Expected number of connected peer ranks is : 1" in second
 
 
 def test_an_orphan_of_a_dead_node_is_fenced_out(cluster, slurm, whole):
@@ -136,7 +135,7 @@ def test_an_orphan_of_a_dead_node_is_fenced_out(cluster, slurm, whole):
     wait_until(launch.is_over, "the result")
     assert launch.attempts() == [2]
     assert launch.facts() == {unit.name: whole[unit.name]}
-    assert f"attempt 1 of unit {unit.name} has been taken over by a later one" in launch.logs()
+    assert not (unit / "error.json").exists()
     cluster.start(node)
     time.sleep(1)
     cluster.clear()
