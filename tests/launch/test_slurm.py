@@ -14,7 +14,7 @@ from slurm_cluster import wait_until
 
 from deeplearn.train import metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,12 @@ def rows(launch):
     return sum(metrics.rows(unit) for unit in launch.units)
 
 
-def test_a_sweep_under_a_hostile_name_is_trained_once_whatever_is_submitted_again(cluster, slurm, whole):
+def test_a_sweep_under_a_hostile_name_is_trained_once_whatever_is_submitted_again(
+    cluster, slurm, whole, record_property
+):
+    record_property(
+        "fault", "submitted twice, while live, and after a crash before the handle was written; hostile root"
+    )
     launch = slurm("a 'b' \"c\" $(touch x) `touch y`; touch z & %j", SHORT + LONG)
     assert "to start at" in launch("submit", "--dry_run")
     assert not launch.root.exists()
@@ -90,7 +95,8 @@ def test_a_sweep_under_a_hostile_name_is_trained_once_whatever_is_submitted_agai
     assert not any((ROOT / name).exists() for name in "xyz")
 
 
-def test_without_a_controller_submit_refuses_and_units_go_on(cluster, slurm, whole):
+def test_without_a_controller_submit_refuses_and_units_go_on(cluster, slurm, whole, record_property):
+    record_property("fault", "controller of Slurm killed and restarted in mid-sweep")
     launch = slurm("root", SHORT)
     launch("submit", "--max_parallel=2")
     wait_until(lambda: rows(launch), "a first step")
@@ -103,7 +109,8 @@ def test_without_a_controller_submit_refuses_and_units_go_on(cluster, slurm, who
     assert launch.facts() == {unit.name: whole[unit.name] for unit in launch.units}
 
 
-def test_two_nodes_that_are_requeued_go_on_to_the_same_bits(cluster, slurm):
+def test_two_nodes_that_are_requeued_go_on_to_the_same_bits(cluster, slurm, record_property):
+    record_property("fault", "job of two nodes requeued")
     flags = ("--nodes=2", "--devices=2")
     calm, disturbed = (slurm(name, LONG, *flags) for name in ("calm", "disturbed"))
     disturbed("submit")
@@ -120,7 +127,8 @@ def test_two_nodes_that_are_requeued_go_on_to_the_same_bits(cluster, slurm):
     assert int(re.search(r"step (\d+)/600", second)[1]) > 40, second
 
 
-def test_an_orphan_of_a_dead_node_is_fenced_out(cluster, slurm, whole):
+def test_an_orphan_of_a_dead_node_is_fenced_out(cluster, slurm, whole, record_property):
+    record_property("fault", "kill -9 of slurmd: its orphan is fenced out")
     launch = slurm("root", LONG)
     launch("submit")
     wait_until(lambda: launch.units and rows(launch) > 40, "forty steps")
