@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,8 @@ def start_pair(mesh, workdir, checkpoint_seconds=30.0):
 
 def finish(pair):
     """What each printed; both must end with the same code."""
-    said = [process.communicate(timeout=300) for process in pair]
+    with ThreadPoolExecutor(len(pair)) as pool:  # at once: a process whose pipe is full waits, and the other for it
+        said = list(pool.map(lambda process: process.communicate(timeout=300), pair))
     codes = {process.returncode for process in pair}
     assert len(codes) == 1, said
     return codes.pop(), said
